@@ -1,0 +1,270 @@
+"""Engines on disk: what was built, for which device, and whether it passed.
+
+Layout, one folder a model, safe to read while a build installs::
+
+    <engines>/<model>/built/<key12>/manifest.json   readable without any runtime
+    <engines>/<model>/built/<key12>/<engine file>   engine.onnx (ONNX Runtime), engine.plan (TensorRT)
+    <engines>/<model>/built/current                 symlink to the folder that serves
+
+An engine is installed by writing a temporary folder beside it, syncing it, and renaming it; then
+the symlink is replaced by rename. A crash leaves the old engine or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edged.errors import BuildError, EngineRefusedError
+from edged.latency import LatencyCurve
+from edged.recipe import MODEL_NAME, InputSpec, OutputSpec, explain
+
+MANIFEST_VERSION = 1
+BUILT = "built"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Verdict(_Strict):
+    """What verification found on the held-out split."""
+
+    passed: bool
+    samples: int
+    metrics: Mapping[str, float]
+    """E.g. ``fp32_top1``, ``engine_top1``, ``agreement``, ``sqnr_db``."""
+    reasons: tuple[str, ...] = ()
+    """Why it did not pass, a sentence each."""
+
+
+class Manifest(_Strict):
+    """All that serving needs to know of an engine."""
+
+    manifest_version: Literal[1] = 1
+    model: Annotated[str, Field(pattern=MODEL_NAME)]
+    key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Digest over everything the engine was built from (sources, options, runtime, device)."""
+    created: str
+    """UTC, ISO 8601."""
+    runner: Literal["onnx", "tensorrt"]
+    fingerprint: Mapping[str, str]
+    """What the engine is bound to; must equal the device's own to be loaded."""
+    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    precision: Literal["int8", "fp16", "fp32"]
+    sources: Mapping[str, str]
+    """sha256 of the model, the calibration set, ranges.json and the recipe."""
+    input: tuple[InputSpec, ...]
+    output: tuple[OutputSpec, ...]
+    max_batch: Annotated[int, Field(ge=1)]
+    warm_sizes: tuple[int, ...]
+    slo_ms: float
+    latency_ms: Mapping[str, float]
+    """Batch size -> milliseconds when it was built; serving measures again at warm-up."""
+    quantized: tuple[str, ...]
+    """Names of the layers that run in INT8."""
+    verdict: Verdict
+
+    @property
+    def curve(self) -> LatencyCurve:
+        """The latency curve that was measured at build."""
+        return LatencyCurve.measured((int(b), ms / 1e3) for b, ms in self.latency_ms.items())
+
+
+class Engine(BaseModel):
+    """An installed engine: its manifest and where its file lies."""
+
+    model_config = ConfigDict(frozen=True)
+
+    manifest: Manifest
+    path: Path
+    """The engine file."""
+
+    def read(self) -> bytes:
+        """The engine file's bytes, checked against the manifest: what is hashed is what is loaded.
+
+        Raises:
+            EngineRefusedError: the file is missing or is not the one that was built.
+        """
+        try:
+            data = self.path.read_bytes()
+        except OSError as err:
+            raise EngineRefusedError(
+                f"engine of {self.manifest.model!r} cannot be read ({err.strerror}); build it again"
+            ) from err
+        found = hashlib.sha256(data).hexdigest()
+        if found != self.manifest.sha256:
+            raise EngineRefusedError(
+                f"engine file of {self.manifest.model!r} has digest {found[:12]}, its manifest says "
+                f"{self.manifest.sha256[:12]}: it was changed or damaged; build it again"
+            )
+        return data
+
+
+class EngineStore:
+    """Engines under one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __repr__(self) -> str:
+        return f"<EngineStore {len(self.models())} models>"
+
+    def models(self) -> list[str]:
+        """Names of the models that have a current engine, sorted."""
+        if not self.root.is_dir():
+            return []
+        return sorted(p.parts[-4] for p in self.root.glob("*/built/current/manifest.json"))
+
+    def current(self, model: str) -> Engine:
+        """The engine that serves a model.
+
+        Raises:
+            EngineRefusedError: none is installed, or its manifest is unreadable.
+        """
+        if not re.match(MODEL_NAME, model):
+            raise EngineRefusedError(f"{model[:80]!r} is no model name; allowed: {MODEL_NAME}")
+        folder = self.root / model / BUILT / "current"
+        try:
+            text = (folder / "manifest.json").read_text(encoding="utf-8")
+        except FileNotFoundError as err:
+            raise EngineRefusedError(
+                f"no engine of model {model!r} in the store; build it with: edged build {model}"
+            ) from err
+        except (OSError, UnicodeDecodeError) as err:
+            raise EngineRefusedError(f"manifest of {model!r} cannot be read: {err}") from err
+        manifest = _parse_manifest(model, text)
+        return Engine(manifest=manifest, path=folder.resolve() / manifest.file)
+
+    def usable(self, model: str, fingerprint: Mapping[str, str]) -> Engine:
+        """The engine that serves a model, if it may be loaded on this device.
+
+        Args:
+            model: the model's name.
+            fingerprint: what this device and its runtime are, for the engine's kind of runner.
+
+        Raises:
+            EngineRefusedError: it did not pass verification, or was built for something else.
+        """
+        engine = self.current(model)
+        manifest = engine.manifest
+        if not manifest.verdict.passed:
+            raise EngineRefusedError(
+                f"engine of {model!r} did not pass verification: "
+                + "; ".join(manifest.verdict.reasons)
+            )
+        differing = [
+            f"{name}: built for {manifest.fingerprint.get(name)!r}, here {fingerprint.get(name)!r}"
+            for name in sorted({*manifest.fingerprint, *fingerprint})
+            if manifest.fingerprint.get(name) != fingerprint.get(name)
+        ]
+        if differing:
+            raise EngineRefusedError(
+                f"engine of {model!r} is for another device or runtime ({'; '.join(differing)}); "
+                f"build it here with: edged build {model}"
+            )
+        return engine
+
+    def install(self, manifest: Manifest, files: Mapping[str, bytes]) -> Engine:
+        """Installs an engine and makes it the current one, atomically.
+
+        Args:
+            manifest: names the engine file, which must be among ``files``.
+            files: name -> content.
+
+        Raises:
+            BuildError: the store cannot be written.
+        """
+        parent = self.root / manifest.model / BUILT
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            with _staging_folder(parent) as staging:
+                for name, data in files.items():
+                    _write_synced(staging / name, data)
+                _write_synced(
+                    staging / "manifest.json",
+                    (json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n").encode(),
+                )
+                staging.chmod(0o755)
+                folder = _unused_name(parent, manifest.key[:12])
+                staging.rename(folder)
+            self._point(folder)
+        except OSError as err:
+            raise BuildError(
+                f"cannot install the engine of {manifest.model!r}: {err.strerror or err}; "
+                "the engine that served before is untouched"
+            ) from err
+        return Engine(manifest=manifest, path=folder / manifest.file)
+
+    def _point(self, folder: Path) -> None:
+        link = folder.parent / f".current.{os.getpid()}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder.name)
+        link.rename(folder.parent / "current")
+        _sync_folder(folder.parent)
+
+
+def _parse_manifest(model: str, text: str) -> Manifest:
+    try:
+        document: Any = json.loads(text)
+        version = document.get("manifest_version") if isinstance(document, dict) else None
+        if version != MANIFEST_VERSION:
+            raise EngineRefusedError(
+                f"manifest of {model!r} has version {version!r}, this edged reads "
+                f"{MANIFEST_VERSION}; build the engine again"
+            )
+        manifest = Manifest.model_validate(document)
+    except ValidationError as err:
+        raise EngineRefusedError(f"manifest of {model!r} is not valid: {explain(err)}") from err
+    except ValueError as err:
+        raise EngineRefusedError(f"manifest of {model!r} is not JSON: {err}") from err
+    if manifest.model != model:
+        raise EngineRefusedError(
+            f"manifest in the folder of {model!r} is of {manifest.model!r}; build the engine again"
+        )
+    return manifest
+
+
+@contextlib.contextmanager
+def _staging_folder(parent: Path) -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix=".new.", dir=parent))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _unused_name(parent: Path, name: str) -> Path:
+    """``parent/name``, or ``name-2``, ``name-3`` ...: what serves is never renamed or overwritten."""
+    target, number = parent / name, 1
+    while target.exists():
+        number += 1
+        target = parent / f"{name}-{number}"
+    return target
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    path.chmod(0o644)
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,196 @@
+"""Every error, sorted by whose problem it is.
+
+A request travels ``broker -> decode -> admit -> batch -> gpu -> encode -> publish``:
+
+* decode and admit raise `ClientError` (the sender's mistake) or `ServiceError` (ours);
+* gpu raises `ServiceError`;
+* the build line raises `BuildError`, reading files and settings `ConfigError`.
+
+An error that can reach a requester carries its wire ``code`` and ``status`` as class attributes;
+docs/protocol.md lists them and a test compares the two. Messages say what, which value, what was
+allowed and what to do; they never carry a path, an address or a stack.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EdgedError(Exception):
+    """Base of all errors of this package; the message is meant for a human."""
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, retry_after_ms: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after_ms = retry_after_ms
+
+
+# ------------------------------------------------------------------ the requester's mistake
+
+
+class ClientError(EdgedError):
+    """The request cannot be served as it was sent; sending it again changes nothing."""
+
+    code = "bad_request"
+    status = 400
+
+
+class BadHeaderError(ClientError):
+    """The V2 header is not JSON, not an object, or its length property is wrong."""
+
+    code = "bad_header"
+
+
+class BadParameterError(ClientError):
+    """A request parameter or user property has a value that is not allowed."""
+
+    code = "bad_parameter"
+
+
+class UnsupportedContentTypeError(ClientError):
+    """The content type is none that this model takes."""
+
+    code = "unsupported_content_type"
+
+
+class TruncatedBodyError(ClientError):
+    """The body is shorter or longer than its header says."""
+
+    code = "truncated_body"
+
+
+class NoResponseTopicError(ClientError):
+    """The request names no response topic, so nobody could be answered."""
+
+    code = "no_response_topic"
+
+
+class BadResponseTopicError(ClientError):
+    """The response topic is not under an allowed prefix, or is no topic name at all."""
+
+    code = "bad_response_topic"
+
+
+class UnknownModelError(ClientError):
+    """No model of that name is served here."""
+
+    code = "unknown_model"
+    status = 404
+
+
+class ExpiredError(ClientError):
+    """The deadline passed before the request could be started."""
+
+    code = "expired"
+    status = 408
+    retryable = True
+
+
+class PayloadTooLargeError(ClientError):
+    """The payload, or the number of samples in it, is over the limit."""
+
+    code = "payload_too_large"
+    status = 413
+
+
+class BadTensorError(ClientError):
+    """An input is missing, unknown, named twice or not of the form the model takes."""
+
+    code = "bad_tensor"
+    status = 422
+
+
+class BadShapeError(BadTensorError):
+    """An input's shape is not the model's."""
+
+    code = "bad_shape"
+
+
+class BadDatatypeError(BadTensorError):
+    """An input's datatype is not the model's."""
+
+    code = "bad_datatype"
+
+
+class BadImageError(BadTensorError):
+    """An encoded image cannot be decoded, or not into the model's input."""
+
+    code = "bad_image"
+
+
+# ------------------------------------------------------------------ ours
+
+
+class ServiceError(EdgedError):
+    """The request was sound; the service could not serve it."""
+
+
+class QueueFullError(ServiceError):
+    """As many samples wait as are allowed to."""
+
+    code = "queue_full"
+    status = 429
+    retryable = True
+
+
+class ModelUnavailableError(ServiceError):
+    """The model is configured here but could not be loaded."""
+
+    code = "model_unavailable"
+    status = 503
+
+
+class DrainingError(ServiceError):
+    """The service is stopping and takes no new requests."""
+
+    code = "draining"
+    status = 503
+    retryable = True
+
+
+class EngineError(ServiceError):
+    """The engine failed on this batch."""
+
+    code = "engine_failed"
+
+
+class ReplyTooLargeError(ServiceError):
+    """The reply is larger than the broker accepts."""
+
+    code = "reply_too_large"
+    status = 413
+
+
+class InternalError(ServiceError):
+    """Something that should not happen did; the log has the details, the reply has not."""
+
+
+# ------------------------------------------------------------------ files, settings, device, build
+
+
+class ConfigError(EdgedError):
+    """A recipe, a settings file or an environment variable is wrong."""
+
+    code = "config"
+
+
+class EngineRefusedError(EdgedError):
+    """An engine in the store must not be loaded on this device; the message says why."""
+
+    code = "engine_refused"
+
+
+class BrokerError(EdgedError):
+    """The broker cannot be reached or refuses the client."""
+
+    code = "broker"
+
+
+class BuildError(EdgedError):
+    """A build cannot go on; the message says what to change."""
+
+    code = "build_failed"

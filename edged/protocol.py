@@ -1,0 +1,223 @@
+"""Topics, properties, content types and payload documents, with their version: the one definition.
+
+serve, report, the client and the documents all take them from here; docs/protocol.md is tested
+against it. Topics have at most 7 slashes, so that cloud brokers carry them (AWS IoT Core's limit).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+PROTOCOL_VERSION = 1
+DEFAULT_ROOT = "edged/v1"
+MAX_SLASHES = 7
+
+# ------------------------------------------------------------------ properties and content types
+
+HEADER_LENGTH = "inference-header-content-length"
+"""User property: bytes of the JSON header before the binary tensors (Triton's HTTP header)."""
+STATUS = "status"
+"""User property of a reply: HTTP-like status code as decimal text."""
+PRIORITY = "priority"
+"""User property of a request: `PRIORITIES`."""
+DEADLINE_MS = "deadline-ms"
+"""User property of a request: milliseconds from its arrival; finer than Message Expiry."""
+TRACE_PROPERTIES = ("traceparent", "tracestate")
+"""User properties copied to the reply (W3C Trace Context for MQTT)."""
+PRIORITIES = ("urgent", "normal", "background")
+
+OCTET_STREAM = "application/octet-stream"
+JSON = "application/json"
+PNG = "image/png"
+JPEG = "image/jpeg"
+REQUEST_CONTENT_TYPES = (OCTET_STREAM, JSON, PNG, JPEG)
+
+MAX_CORRELATION_BYTES = 1024
+MAX_RESPONSE_TOPIC_BYTES = 1024
+OK = 200
+
+# ------------------------------------------------------------------ topics
+
+_LEVEL = re.compile(r"^[^/+#$\x00-\x1f\x7f][^/+#\x00-\x1f\x7f]{0,127}$")
+
+
+@dataclass(frozen=True)
+class RequestTopic:
+    """What the topic of a request says.
+
+    Attributes:
+        model: the model's name as sent, unchecked.
+        client: MQTT 3.1.1 form only: the requester's name, else "".
+        request_id: MQTT 3.1.1 form only: the request's name, else "".
+    """
+
+    model: str
+    client: str = ""
+    request_id: str = ""
+
+
+@dataclass(frozen=True)
+class Topics:
+    """All topics of one device.
+
+    Attributes:
+        root: first levels, e.g. ``edged/v1``; one or two levels.
+        device: the device's name, one level.
+
+    Raises:
+        ValueError: root or device hold wildcards, control characters, ``$`` or too many levels.
+    """
+
+    root: str
+    device: str
+
+    def __post_init__(self) -> None:
+        levels = self.root.split("/")
+        if len(levels) > 2 or not all(_LEVEL.match(level) for level in levels):
+            raise ValueError(
+                f"topic root {self.root!r} must be one or two levels without '+', '#' or a leading '$'"
+            )
+        if not _LEVEL.match(self.device):
+            raise ValueError(
+                f"device name {self.device!r} must be one topic level without '/', '+' or '#'"
+            )
+
+    @property
+    def base(self) -> str:
+        """``{root}/{device}``."""
+        return f"{self.root}/{self.device}"
+
+    def infer(self, model: str) -> str:
+        """Where requests for a model go."""
+        return f"{self.base}/infer/{model}"
+
+    def infer_v3(self, model: str, client: str, request_id: str) -> str:
+        """Where an MQTT 3.1.1 client sends a request."""
+        return f"{self.base}/infer/{model}/rq/{client}/{request_id}"
+
+    def reply_v3(self, model: str, client: str, request_id: str) -> str:
+        """Where the answer to `infer_v3` goes."""
+        return f"{self.base}/infer/{model}/rs/{client}/{request_id}"
+
+    @property
+    def subscriptions(self) -> tuple[str, ...]:
+        """Filters that the daemon subscribes for requests; none matches its own topics."""
+        return (f"{self.base}/infer/+", f"{self.base}/infer/+/rq/+/+")
+
+    def reply(self, client: str) -> str:
+        """The response topic that clients use unless they are configured otherwise."""
+        return f"{self.base}/reply/{client}"
+
+    @property
+    def status(self) -> str:
+        """Retained birth and will status."""
+        return f"{self.base}/status"
+
+    def telemetry(self, kind: str) -> str:
+        """Telemetry stream of one kind (`TELEMETRY_KINDS`)."""
+        return f"{self.base}/tele/{kind}"
+
+    def event(self, kind: str) -> str:
+        """Stream of events of one kind."""
+        return f"{self.base}/event/{kind}"
+
+    @property
+    def dead(self) -> str:
+        """Requests that could not be answered: their headers and the reason, no payload."""
+        return f"{self.base}/dead"
+
+    def parse_request(self, topic: str) -> RequestTopic | None:
+        """Reads a request topic; None if it is none of this device's."""
+        prefix = f"{self.base}/infer/"
+        if not topic.startswith(prefix):
+            return None
+        levels = topic[len(prefix) :].split("/")
+        if len(levels) == 1:
+            return RequestTopic(levels[0])
+        if len(levels) == 4 and levels[1] == "rq" and levels[2] and levels[3]:
+            return RequestTopic(levels[0], levels[2], levels[3])
+        return None
+
+
+TELEMETRY_KINDS = ("metrics",)
+
+
+def check_response_topic(
+    topic: str, root: str, own: Iterable[Topics], extra_prefixes: Sequence[str] = ()
+) -> str | None:
+    """Why a requester's response topic may not be published to; None if it may.
+
+    The daemon publishes wherever a requester says, with the daemon's rights: so only
+    ``{root}/+/reply/...`` and configured prefixes are allowed, never a wildcard (brokers before
+    mosquitto 2.0.20 let one through), a ``$`` topic, or one of the daemon's own topics.
+
+    Args:
+        topic: the response topic as sent.
+        root: topic root of this fleet.
+        own: topics of this device, refused outside ``reply/`` even under an extra prefix.
+        extra_prefixes: further allowed beginnings, each ending in "/".
+    """
+    if not topic or len(topic.encode("utf-8", "surrogatepass")) > MAX_RESPONSE_TOPIC_BYTES:
+        return f"it must have 1 to {MAX_RESPONSE_TOPIC_BYTES} bytes"
+    if any(c in "+#" or ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000
+           for c in topic):  # fmt: skip
+        return "it must hold no wildcard ('+', '#') and no control character"
+    if topic.startswith("$"):
+        return "it must not begin with '$'"
+    levels = topic.split("/")
+    depth = root.count("/") + 1
+    under_reply = (
+        topic.startswith(f"{root}/")
+        and len(levels) > depth + 2
+        and levels[depth + 1] == "reply"
+        and all(levels[depth:])
+    )
+    if under_reply:
+        return None
+    if any(topic == mine.base or topic.startswith(f"{mine.base}/") for mine in own):
+        return "it is one of this device's own topics"
+    if any(topic.startswith(prefix) for prefix in extra_prefixes):
+        return None
+    return f"it must be under {root}/<device>/reply/ or a configured prefix"
+
+
+# ------------------------------------------------------------------ payload documents
+
+STATES = ("online", "offline", "draining")
+
+
+def status_document(
+    state: str, boot_id: str, session: int, *, version: str = "", ts: float = 0.0,
+    models: Sequence[str] = (),
+) -> dict[str, object]:  # fmt: skip
+    """The retained status: birth, will and farewell.
+
+    Args:
+        state: one of `STATES`.
+        boot_id: identifies this run of the daemon; equal in a birth and in its will.
+        session: counts connections of this run; a will with an older one is a late one.
+        version: edged's version.
+        ts: Unix seconds.
+        models: names of the models that are ready.
+    """
+    return {
+        "protocol": PROTOCOL_VERSION,
+        "state": state,
+        "boot_id": boot_id,
+        "session": session,
+        "version": version,
+        "ts": round(ts, 3),
+        "models": list(models),
+    }
+
+
+def error_document(
+    message: str, code: str, *, retryable: bool, retry_after_ms: int | None = None
+) -> dict[str, object]:
+    """Body of an error reply: V2's ``error`` with our code beside it."""
+    document: dict[str, object] = {"error": message, "code": code, "retryable": retryable}
+    if retry_after_ms is not None:
+        document["retry_after_ms"] = retry_after_ms
+    return document

@@ -1,0 +1,252 @@
+"""``engines/<model>/recipe.toml`` -> `Recipe`: what a model takes, gives, and has to keep.
+
+A recipe is read by the build line only; what serving needs of it travels in the manifest of the
+engine that was built. docs/engines.md describes every field and a test compares the two.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from edged.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+# Also what a model may be called in a topic: looked up in a table, never joined to a path unchecked.
+MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+Datatype = Literal[
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
+    "FP16", "FP32", "FP64",
+]  # fmt: skip
+"""Fixed-size datatypes of the Open Inference Protocol V2."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelInfo(_Strict):
+    """``[model]``: which file, and where it comes from."""
+
+    description: str = ""
+    file: str = "model.onnx"
+    """ONNX file beside the recipe."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Digest of that file; a build refuses another one."""
+    source: str = ""
+    """Where the file comes from: a script beside it, or an address."""
+    license: str = ""
+
+
+class InputSpec(_Strict):
+    """``[[input]]``: one input as a request carries it, and how it becomes the model's.
+
+    ``model input = (sample * scale + offset)`` as float32, then transposed. scale and offset are one
+    number, or one for each entry of the sample's last axis (channels).
+    """
+
+    name: str
+    datatype: Datatype
+    shape: Annotated[tuple[int, ...], Field(max_length=8)]
+    """One sample as a request carries it, without the batch axis; every entry >= 1."""
+    image: Literal["none", "L", "RGB"] = "none"
+    """Pixel mode when one PNG or JPEG may be sent instead: shape is then height, width, channels."""
+    scale: tuple[float, ...] | None = None
+    """None with offset None: the sample goes into the model as it is."""
+    offset: tuple[float, ...] | None = None
+    transpose: tuple[int, ...] | None = None
+    """Axis order of the model's sample, e.g. ``[2, 0, 1]`` for HWC to CHW."""
+
+    @field_validator("scale", "offset", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, (int, float)) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> InputSpec:
+        if any(n < 1 for n in self.shape):
+            raise ValueError(f"shape {list(self.shape)} has an entry below 1; leave the batch axis out")
+        channels = self.shape[-1] if self.shape else 1
+        for name, values in (("scale", self.scale), ("offset", self.offset)):
+            if values is not None and len(values) not in {1, channels}:
+                raise ValueError(
+                    f"{name} has {len(values)} entries, but must have 1 or {channels} (the last axis)"
+                )
+        if self.transpose is not None and sorted(self.transpose) != list(range(len(self.shape))):
+            raise ValueError(
+                f"transpose {list(self.transpose)} is no order of the {len(self.shape)} sample axes"
+            )
+        wanted = {"L": 1, "RGB": 3}.get(self.image)
+        if wanted and (len(self.shape) != 3 or channels != wanted or self.datatype != "UINT8"):
+            raise ValueError(
+                f'image = "{self.image}" needs datatype UINT8 and shape [height, width, {wanted}], '
+                f"not {self.datatype} {list(self.shape)}"
+            )
+        return self
+
+    @property
+    def samples_bytes(self) -> int:
+        """Bytes of one sample as a request carries it."""
+        return math.prod(self.shape) * DATATYPE_BYTES[self.datatype]
+
+    @property
+    def preprocessed(self) -> bool:
+        """Whether the model's input differs from what a request carries."""
+        return self.scale is not None or self.offset is not None or self.transpose is not None
+
+    @property
+    def model_shape(self) -> tuple[int, ...]:
+        """One sample as the model takes it."""
+        if self.transpose is None:
+            return self.shape
+        return tuple(self.shape[axis] for axis in self.transpose)
+
+    @property
+    def model_datatype(self) -> Datatype:
+        """What the model takes: FP32 once a scale or an offset is applied."""
+        return self.datatype if self.scale is None and self.offset is None else "FP32"
+
+
+DATATYPE_BYTES: dict[str, int] = {
+    "BOOL": 1, "UINT8": 1, "INT8": 1, "UINT16": 2, "INT16": 2, "FP16": 2,
+    "UINT32": 4, "INT32": 4, "FP32": 4, "UINT64": 8, "INT64": 8, "FP64": 8,
+}  # fmt: skip
+
+
+class OutputSpec(_Strict):
+    """``[[output]]``: one output of the model, and what its entries are called."""
+
+    name: str
+    datatype: Datatype = "FP32"
+    shape: tuple[int, ...]
+    """One sample, without the batch axis."""
+    labels: tuple[str, ...] = ()
+    """Names of the entries of the last axis, or none."""
+
+    @model_validator(mode="after")
+    def _labels_fit(self) -> OutputSpec:
+        if self.labels and (not self.shape or len(self.labels) != self.shape[-1]):
+            raise ValueError(
+                f"{len(self.labels)} labels for output shape {list(self.shape)}: "
+                "give one for each entry of the last axis, or none"
+            )
+        return self
+
+
+class EngineOptions(_Strict):
+    """``[engine]``: how the engine is built and batched."""
+
+    max_batch: Annotated[int, Field(ge=1, le=1024)] = 16
+    batch_sizes: tuple[int, ...] = ()
+    """Sizes that are warmed and measured; empty: powers of two up to max_batch, and max_batch."""
+    slo_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 1000.0
+    """Deadline of a request that brings none, from its arrival."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> EngineOptions:
+        if any(not 1 <= n <= self.max_batch for n in self.batch_sizes):
+            raise ValueError(
+                f"batch_sizes {list(self.batch_sizes)} must lie within 1 and max_batch {self.max_batch}"
+            )
+        return self
+
+    @property
+    def warm_sizes(self) -> tuple[int, ...]:
+        """Batch sizes to warm and to measure, ascending, 1 and max_batch always among them."""
+        powers = {2**n for n in range(self.max_batch.bit_length())}
+        sizes = set(self.batch_sizes) or {n for n in powers if n <= self.max_batch}
+        return tuple(sorted(sizes | {1, self.max_batch}))
+
+
+class CalibrateOptions(_Strict):
+    """``[calibrate]``: how activation ranges are found."""
+
+    method: Literal["mse", "percentile", "minmax"] = "mse"
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    samples: Annotated[int, Field(ge=1)] = 256
+    """At most so many samples of the calibration split are used."""
+
+
+class QuantizeOptions(_Strict):
+    """``[quantize]``: which linear layers become INT8."""
+
+    exclude: tuple[str, ...] = ()
+    """Node names that stay in float; a name that the model lacks is an error."""
+    include: tuple[str, ...] = ()
+    """Node names that are quantized although the defaults would leave them in float."""
+
+
+class VerifyOptions(_Strict):
+    """``[verify]``: what the engine has to keep on the held-out split."""
+
+    metric: Literal["top1"] = "top1"
+    max_drop: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Largest accepted drop of the metric against the FP32 model, as a fraction."""
+    min_agreement: Annotated[float, Field(ge=0, le=1)] = 0.97
+    """Smallest accepted share of samples whose top-1 is the FP32 model's."""
+
+
+class Recipe(_Strict):
+    """A whole recipe; ``name`` and ``folder`` come from where it lies."""
+
+    name: Annotated[str, Field(pattern=MODEL_NAME)]
+    folder: Path
+    model: ModelInfo
+    input: Annotated[tuple[InputSpec, ...], Field(min_length=1)]
+    output: Annotated[tuple[OutputSpec, ...], Field(min_length=1)]
+    engine: EngineOptions = EngineOptions()
+    calibrate: CalibrateOptions = CalibrateOptions()
+    quantize: QuantizeOptions = QuantizeOptions()
+    verify: VerifyOptions = VerifyOptions()
+
+    @model_validator(mode="after")
+    def _one_image(self) -> Recipe:
+        if any(spec.image != "none" for spec in self.input) and len(self.input) > 1:
+            raise ValueError("image is for models with a single input")
+        return self
+
+    @property
+    def model_path(self) -> Path:
+        """The ONNX file."""
+        return self.folder / self.model.file
+
+
+def load_recipe(folder: Path) -> Recipe:
+    """Reads ``folder/recipe.toml``; the folder's name is the model's.
+
+    Raises:
+        ConfigError: no such file, no TOML, or a field that is wrong; the message lists each.
+    """
+    path = folder / "recipe.toml"
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as err:
+        raise ConfigError(
+            f"no recipe for model {folder.name!r}: {path} does not exist; "
+            "see docs/engines.md for how to add a model"
+        ) from err
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+        raise ConfigError(f"{path} is not valid TOML: {err}") from err
+    try:
+        return Recipe.model_validate({**document, "name": folder.name, "folder": folder})
+    except ValidationError as err:
+        raise ConfigError(f"{path}: {explain(err)}") from err
+
+
+def explain(err: ValidationError) -> str:
+    """One line for each wrong field: where, what was allowed, which value was given."""
+    lines = []
+    for item in err.errors(include_url=False):
+        where = ".".join(str(part) for part in item["loc"]) or "(document)"
+        given = "" if item["type"] == "missing" else f", not {item.get('input')!r}"[:200]
+        lines.append(f"{where}: {item['msg']}{given}")
+    return "; ".join(lines)

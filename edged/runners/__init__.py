@@ -1,0 +1,192 @@
+"""The Runner protocol: something that can run an engine. Imports no GPU library.
+
+A runner owns one engine on one device and some **lanes**. A lane is one execution slot: its own
+staging buffers for inputs and, on a GPU, its own execution context and stream. A caller fills a
+free lane's input buffers, submits it, and is told through a callback when it is done; meanwhile it
+fills another one. That is how a copy in, a computation and a copy out of consecutive batches
+overlap on a GPU, and a CPU runner has the same form with one lane.
+
+Rules that every runner keeps (tests/integration/test_runner_conformance.py checks them):
+
+* buffers of a lane may be written from the moment its previous batch was reported done until it is
+  submitted, and not in between;
+* ``submit`` returns without waiting for the result; ``done`` is called exactly once for each
+  submit, from a thread of the runner's, also when the engine fails (then `Completion.error` is set);
+* output views are valid until that lane is submitted again or the runner is closed;
+* ``close`` waits for what was submitted, then frees everything; it may be called twice.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edged.errors import EdgedError, EngineError
+from edged.latency import LatencyCurve
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of an engine.
+
+    Attributes:
+        name: its name in the engine.
+        dtype: numpy dtype of its entries.
+        shape: one sample; the batch axis comes before it.
+    """
+
+    name: str
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One batch came back from the device.
+
+    Attributes:
+        lane: the lane that was submitted.
+        samples: number of samples in the batch.
+        outputs: views of shape ``[samples, *shape]`` by output name; empty on error.
+        started: monotonic seconds when the device took the batch up.
+        finished: monotonic seconds when its outputs were readable.
+        error: set when the engine failed; the lane is free all the same.
+    """
+
+    lane: int
+    samples: int
+    outputs: Mapping[str, Array] = field(default_factory=dict)
+    started: float = 0.0
+    finished: float = 0.0
+    error: EdgedError | None = None
+
+    @property
+    def service_s(self) -> float:
+        """Seconds on the device."""
+        return self.finished - self.started
+
+
+class Runner(Protocol):
+    """One engine on one device, ready to run."""
+
+    @property
+    def device(self) -> str:
+        """Where it runs, e.g. ``cpu`` or ``cuda:0``."""
+
+    @property
+    def inputs(self) -> Sequence[TensorSpec]:
+        """The engine's inputs."""
+
+    @property
+    def outputs(self) -> Sequence[TensorSpec]:
+        """The engine's outputs."""
+
+    @property
+    def max_batch(self) -> int:
+        """Most samples in one batch."""
+
+    @property
+    def lanes(self) -> int:
+        """Number of lanes, at least 1."""
+
+    def staging(self, lane: int) -> Mapping[str, Array]:
+        """Input buffers of one lane by name, each ``[max_batch, *shape]``, owned by the runner."""
+
+    def submit(self, lane: int, samples: int, done: Callable[[Completion], None]) -> None:
+        """Starts the first ``samples`` rows of the lane's buffers.
+
+        Raises:
+            ValueError: no such lane, or samples outside 1 and max_batch: a fault of the caller.
+        """
+
+    def close(self) -> None:
+        """Waits for what was submitted, then gives everything back."""
+
+
+def run_batch(runner: Runner, batch: Mapping[str, Array], lane: int = 0) -> Completion:
+    """Runs one batch and waits for it: for warm-up, verification and tests, not for serving.
+
+    Args:
+        runner: an idle runner; nobody else may use the lane meanwhile.
+        batch: every input by name, ``[n, *shape]`` with the same n.
+        lane: the lane to use.
+
+    Raises:
+        EdgedError: whatever the engine failed with.
+    """
+    buffers = runner.staging(lane)
+    samples = len(next(iter(batch.values())))
+    for name, rows in batch.items():
+        np.copyto(buffers[name][:samples], rows, casting="no")
+    finished = threading.Event()
+    results: list[Completion] = []
+
+    def done(completion: Completion) -> None:
+        results.append(completion)
+        finished.set()
+
+    runner.submit(lane, samples, done)
+    finished.wait()
+    if results[0].error is not None:
+        raise results[0].error
+    return results[0]
+
+
+def warm_up(
+    runner: Runner,
+    sizes: Sequence[int],
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    *,
+    repeats: int = 10,
+    budget_s: float = 0.3,
+) -> LatencyCurve:
+    """Runs every batch size, and measures it on the otherwise idle device.
+
+    The first run of a size compiles kernels on some runtimes and is not counted. Each size then
+    runs ``repeats`` times, fewer where ``budget_s`` a size is used up, but at least 3.
+
+    Args:
+        runner: an idle runner.
+        sizes: batch sizes in samples, 1 to max_batch.
+        progress: called with (sizes done, sizes in all).
+        repeats: timed runs for each size; their median counts.
+        budget_s: seconds for each size, roughly.
+
+    Returns:
+        The latency curve over ``sizes``, in seconds of wall time from submit to done.
+
+    Raises:
+        EngineError: the engine fails on a batch of zeros.
+    """
+    points = []
+    for position, size in enumerate(sizes):
+        zeros = {
+            spec.name: np.zeros((size, *spec.shape), dtype=spec.dtype) for spec in runner.inputs
+        }
+        try:
+            run_batch(runner, zeros)
+            points.append((size, _median_time(runner, zeros, repeats, budget_s)))
+        except EdgedError as err:
+            raise EngineError(f"warm-up failed at batch size {size}: {err.message}") from err
+        progress(position + 1, len(sizes))
+    return LatencyCurve.measured(points)
+
+
+def _median_time(
+    runner: Runner, batch: Mapping[str, Array], repeats: int, budget_s: float
+) -> float:
+    times: list[float] = []
+    while len(times) < repeats and (len(times) < 3 or sum(times) < budget_s):
+        begun = time.perf_counter()
+        run_batch(runner, batch)
+        times.append(time.perf_counter() - begun)
+    return max(median(times), 1e-9)

@@ -1,0 +1,216 @@
+"""What travels along the request path: frozen values, no behaviour that waits or does I/O.
+
+``Arrival`` (bytes from the broker) -> ``Request`` (decoded) -> ``Batch`` of ``Part``s -> ``Outcome``
+(what to answer). Times are monotonic seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from edged.errors import EdgedError
+
+Array = npt.NDArray[np.generic]
+
+
+class Priority(IntEnum):
+    """Class of a request; a lower number goes first."""
+
+    URGENT = 0
+    NORMAL = 1
+    BACKGROUND = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What is needed to acknowledge an arrival to the broker.
+
+    Attributes:
+        epoch: number of the connection it came in on; void on any other one.
+        order: running number of the arrival; the broker wants acknowledgements in this order.
+        mid: MQTT packet identifier.
+        qos: 0 needs no acknowledgement.
+    """
+
+    epoch: int
+    order: int
+    mid: int
+    qos: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One PUBLISH as the broker delivered it. Nothing in it is trusted.
+
+    Attributes:
+        topic: topic name.
+        payload: the body.
+        receipt: for the acknowledgement.
+        received: monotonic seconds, stamped on the network thread.
+        response_topic: MQTT 5 Response Topic, "" if absent.
+        correlation: MQTT 5 Correlation Data, None if absent.
+        content_type: MQTT 5 Content Type, "" if absent.
+        expiry_s: what is left of the MQTT 5 Message Expiry Interval, None if absent.
+        user: MQTT 5 user properties; of a name given twice the last one.
+        retained: the broker sent it because it was retained, not because it was published now.
+    """
+
+    topic: str
+    payload: bytes
+    receipt: Receipt
+    received: float
+    response_topic: str = ""
+    correlation: bytes | None = None
+    content_type: str = ""
+    expiry_s: int | None = None
+    user: Mapping[str, str] = field(default_factory=dict)
+    retained: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyTo:
+    """Where an answer goes and what it must carry back.
+
+    Attributes:
+        topic: response topic, already checked against the allowed prefixes.
+        correlation: copied from the request untouched, None if it brought none.
+        qos: 0 or 1, as the request came.
+        trace: ``traceparent`` and ``tracestate`` of the request, copied to the reply.
+        json_only: the requester speaks MQTT 3.1.1, or sent plain JSON: answer in plain JSON.
+    """
+
+    topic: str
+    correlation: bytes | None
+    qos: int
+    trace: Mapping[str, str] = field(default_factory=dict)
+    json_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OutputChoice:
+    """One output that a request asks for.
+
+    Attributes:
+        name: name of the output.
+        binary: raw bytes after the header (True) or numbers in the JSON header (False).
+        classes: 0, or answer the so many largest entries as ``value:index[:label]`` instead.
+    """
+
+    name: str
+    binary: bool = True
+    classes: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """A decoded request: sound in form, not yet admitted.
+
+    Attributes:
+        model: a model that is served here.
+        id: the V2 ``id``, "" if the requester gave none.
+        samples: number of samples, at least 1; a request may carry several.
+        tensors: every input of the model by name, ``[samples, *shape]`` as requests carry it.
+        deadline: monotonic seconds; it is not started after this.
+        priority: its class.
+        received: monotonic seconds of its arrival.
+        reply_to: where the answer goes.
+        receipt: for the acknowledgement.
+        outputs: which outputs to answer, in this order.
+    """
+
+    model: str
+    id: str
+    samples: int
+    tensors: Mapping[str, Array]
+    deadline: float
+    priority: Priority
+    received: float
+    reply_to: ReplyTo
+    receipt: Receipt
+    outputs: tuple[OutputChoice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Samples ``start`` to ``stop`` (exclusive) of one request, in one batch."""
+
+    request: Request
+    start: int
+    stop: int
+
+    @property
+    def samples(self) -> int:
+        """Number of samples in this part."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one device runs at once.
+
+    Attributes:
+        model: all parts are for this model.
+        parts: in the order in which they lie in the batch.
+        samples: sum over the parts, at most the engine's maximum.
+        reason: why the timer closed it (see `edged.serve.timer.Reason`).
+        closed: monotonic seconds.
+    """
+
+    model: str
+    parts: tuple[Part, ...]
+    samples: int
+    reason: str
+    closed: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of one request went.
+
+    Attributes:
+        queue_s: from arrival to the start of its first batch.
+        compute_s: on the device, of its slowest batch.
+        batch_samples: samples in the largest batch it was part of.
+        reason: why that batch was closed.
+    """
+
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+    batch_samples: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The one end of a request: outputs, or the error to answer with.
+
+    Attributes:
+        receipt: of the arrival this ends.
+        reply_to: None where nobody can be answered (bad response topic, 3.1.1 without one).
+        model: as asked for, "" if unknown.
+        id: the V2 ``id``.
+        outputs: ``[samples, *shape]`` by name; empty with an error.
+        error: None with outputs.
+        choices: which outputs to answer, in this order.
+        received: monotonic seconds of the arrival.
+        deadline: monotonic seconds, None if it was refused before it had one.
+        timings: where the time went.
+        samples: number of samples, 0 where it was refused before they were counted.
+    """
+
+    receipt: Receipt
+    reply_to: ReplyTo | None
+    model: str
+    id: str = ""
+    outputs: Mapping[str, Array] = field(default_factory=dict)
+    error: EdgedError | None = None
+    choices: tuple[OutputChoice, ...] = ()
+    received: float = 0.0
+    deadline: float | None = None
+    timings: Timings = Timings()
+    samples: int = 0

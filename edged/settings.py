@@ -1,0 +1,228 @@
+"""Settings: one section class a component; environment over credentials over a TOML file.
+
+Order, first wins: arguments in code, ``EDGED_<SECTION>__<FIELD>`` in the environment, files
+``edged.<section>.<field>`` in systemd's credentials directory, the TOML file (``--config``, else
+``EDGED_CONFIG``, else /etc/edged/edged.toml where it exists). A component gets its own section, never
+the whole. docs/settings.md lists every field and a test compares the two.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from edged.errors import ConfigError
+
+DEFAULT_FILE = Path("/etc/edged/edged.toml")
+CREDENTIAL_PREFIX = "edged."
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _host_name() -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname().split(".")[0]) or "edged"
+
+
+class DeviceSettings(_Section):
+    """``[device]``: what this device is called on the broker."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = Field(
+        default_factory=_host_name
+    )
+    """Second part of every topic, and part of the MQTT client id. Default: the host's name."""
+    root: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?$")] = "edged/v1"
+    """First levels of every topic."""
+
+
+class BrokerSettings(_Section):
+    """``[broker]``: the MQTT 5 broker that requests come from."""
+
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 1883
+    username: str | None = None
+    password: SecretStr | None = None
+    tls: bool = False
+    """TLS with the system's certificate authorities, or with ca_file."""
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    keepalive_s: Annotated[int, Field(ge=1, le=65535)] = 30
+    session_expiry_s: Annotated[int, Field(ge=0, le=0xFFFFFFFE)] = 3600
+    """The broker keeps undelivered requests for so long while this device is away."""
+    receive_maximum: Annotated[int, Field(ge=1, le=65535)] = 256
+    """Requests the broker may have outstanding here: its brake when the queue is full."""
+    send_window: Annotated[int, Field(ge=1, le=65535)] = 100
+    """Replies that may wait for the broker's acknowledgement."""
+    max_packet_bytes: Annotated[int, Field(ge=1024, le=268_435_455)] = 16 * 1024 * 1024
+    """Largest packet the broker may send here."""
+    connect_timeout_s: Annotated[float, Field(gt=0, le=300)] = 5.0
+    backoff_min_s: Annotated[float, Field(gt=0, le=3600)] = 0.5
+    backoff_max_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
+    offline_after_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
+    """Without a broker for so long at start, the service declares itself offline and is ready."""
+    will_delay_s: Annotated[int, Field(ge=0, le=3600)] = 5
+    """The broker waits so long before it says that this device is offline."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BrokerSettings:
+        if self.backoff_min_s > self.backoff_max_s:
+            raise ValueError(
+                f"backoff_min_s {self.backoff_min_s} is above backoff_max_s {self.backoff_max_s}"
+            )
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file go together: give both or none")
+        return self
+
+
+class ServeSettings(_Section):
+    """``[serve]``: models, limits and devices of the request path."""
+
+    models: tuple[str, ...] = ()
+    """Models to serve; empty: every model that has an engine."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda:\d+)$")] = "auto"
+    queue_samples: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
+    """Samples that may wait for one model; beyond it requests are answered ``queue_full``."""
+    max_request_bytes: Annotated[int, Field(ge=1, le=268_435_455)] = 16 * 1024 * 1024
+    max_request_samples: Annotated[int, Field(ge=1, le=65536)] = 1024
+    max_deadline_s: Annotated[float, Field(gt=0, le=86_400)] = 300.0
+    """A request's own deadline is cut to this."""
+    reply_prefixes: tuple[str, ...] = ()
+    """Beginnings of response topics allowed besides ``{root}/<device>/reply/``; each ends in "/"."""
+    onnx_threads: Annotated[int, Field(ge=0, le=256)] = 0
+    """Threads of ONNX Runtime inside one operator; 0: one for each core."""
+    drain_s: Annotated[float, Field(ge=0, le=600)] = 20.0
+    """At SIGTERM, so long is given to what was already accepted."""
+    stuck_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
+    """A stage with work that makes no progress for so long stops the watchdog from being fed."""
+
+    @model_validator(mode="after")
+    def _prefixes(self) -> ServeSettings:
+        for prefix in self.reply_prefixes:
+            if not prefix.endswith("/") or prefix.startswith("$") or set("+#") & set(prefix):
+                raise ValueError(
+                    f"reply prefix {prefix!r} must end in '/' and hold no wildcard and no leading '$'"
+                )
+        return self
+
+
+class ReportSettings(_Section):
+    """``[report]``: what is told besides replies."""
+
+    telemetry_interval_s: Annotated[float, Field(ge=0.1, le=86_400)] = 10.0
+    results: Literal["none", "all"] = "none"
+    """Whether each answered request is also published as an event."""
+
+
+class LogSettings(_Section):
+    """``[log]``: to standard error, which journald keeps."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["json", "text"] = "json"
+
+
+class PathSettings(_Section):
+    """``[paths]``: folders on this device."""
+
+    engines: Path = Path("/var/lib/edged/engines")
+    """Recipes, models and built engines."""
+    calib: Path = Path("/var/lib/edged/calib")
+    """Calibration sets and ranges."""
+
+
+class Settings(BaseSettings):
+    """All sections. Build it with `load_settings`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="EDGED_", env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    device: DeviceSettings = Field(default_factory=DeviceSettings)
+    broker: BrokerSettings = Field(default_factory=BrokerSettings)
+    serve: ServeSettings = Field(default_factory=ServeSettings)
+    report: ReportSettings = Field(default_factory=ReportSettings)
+    log: LogSettings = Field(default_factory=LogSettings)
+    paths: PathSettings = Field(default_factory=PathSettings)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The order in the module's docstring; ``.env`` files and Docker secrets are not read."""
+        del dotenv_settings, file_secret_settings
+        file = settings_cls.model_config.get("toml_file")
+        toml = (TomlConfigSettingsSource(settings_cls, file),) if file else ()
+        return (init_settings, env_settings, _Credentials(settings_cls), *toml)
+
+
+class _Credentials(PydanticBaseSettingsSource):
+    """Files ``edged.<section>.<field>`` in the folder that systemd's LoadCredential= fills."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        del field
+        return self._sections().get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return dict(self._sections())
+
+    @staticmethod
+    def _sections() -> dict[str, dict[str, str]]:
+        folder = os.environ.get("CREDENTIALS_DIRECTORY")
+        if not folder or not Path(folder).is_dir():
+            return {}
+        sections: dict[str, dict[str, str]] = {}
+        for path in sorted(Path(folder).glob(f"{CREDENTIAL_PREFIX}*.*")):
+            section, _, field = path.name.removeprefix(CREDENTIAL_PREFIX).partition(".")
+            sections.setdefault(section, {})[field] = path.read_text(encoding="utf-8").rstrip("\n")
+        return sections
+
+
+def load_settings(file: Path | None = None, **overrides: dict[str, Any]) -> Settings:
+    """Reads all sources.
+
+    Args:
+        file: the TOML file; None: EDGED_CONFIG, else /etc/edged/edged.toml where it exists.
+        overrides: sections given in code, e.g. ``broker={"port": 1884}``; they win field by field.
+
+    Raises:
+        ConfigError: a file that was named is missing or is no TOML, or a field is wrong; the message
+            names each field, what was allowed and what was given (secrets are not shown).
+    """
+    if file is None and (named := os.environ.get("EDGED_CONFIG")):
+        file = Path(named)
+    if file is not None and not file.is_file():
+        raise ConfigError(f"settings file {file} does not exist; give --config or EDGED_CONFIG a file")
+    if file is None and DEFAULT_FILE.is_file():
+        file = DEFAULT_FILE
+
+    class _WithFile(Settings):
+        model_config = SettingsConfigDict(toml_file=file)
+
+    try:
+        return _WithFile(**overrides)
+    except ValidationError as err:
+        lines = []
+        for item in err.errors(include_url=False, include_input=False):
+            lines.append(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}")
+        where = f" (file {file})" if file else ""
+        raise ConfigError(f"settings{where}: {'; '.join(lines)}") from err
+    except (OSError, ValueError) as err:
+        raise ConfigError(f"settings file {file} cannot be read: {err}") from err
