@@ -3,16 +3,19 @@
 Layout, one folder a model, safe to read while a build installs::
 
     <engines>/<model>/built/<key12>/manifest.json   readable without any runtime
-    <engines>/<model>/built/<key12>/<engine file>   engine.onnx (ONNX Runtime), engine.plan (TensorRT)
+    <engines>/<model>/built/<key12>/<engine file>   engine.onnx or engine.plan (TensorRT)
     <engines>/<model>/built/current                 symlink to the folder that serves
+    <engines>/<model>/built/previous                symlink to the one that served before
 
 An engine is installed by writing a temporary folder beside it, syncing it, and renaming it; then
 the symlink is replaced by rename. A crash leaves the old engine or the new one, never half of one.
+Only the current and the previous engine of a model are kept.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -106,8 +109,8 @@ class Engine(BaseModel):
         found = hashlib.sha256(data).hexdigest()
         if found != self.manifest.sha256:
             raise EngineRefusedError(
-                f"engine file of {self.manifest.model!r} has digest {found[:12]}, its manifest says "
-                f"{self.manifest.sha256[:12]}: it was changed or damaged; build it again"
+                f"engine file of {self.manifest.model!r} has digest {found[:12]}, its manifest "
+                f"says {self.manifest.sha256[:12]}: it was changed or damaged; build it again"
             )
         return data
 
@@ -133,9 +136,10 @@ class EngineStore:
         Raises:
             EngineRefusedError: none is installed, or its manifest is unreadable.
         """
-        if not re.match(MODEL_NAME, model):
+        if not re.fullmatch(MODEL_NAME, model, re.ASCII):
             raise EngineRefusedError(f"{model[:80]!r} is no model name; allowed: {MODEL_NAME}")
-        folder = self.root / model / BUILT / "current"
+        # Resolved once: manifest and engine are of one folder even while another one is installed.
+        folder = (self.root / model / BUILT / "current").resolve()
         try:
             text = (folder / "manifest.json").read_text(encoding="utf-8")
         except FileNotFoundError as err:
@@ -145,7 +149,7 @@ class EngineStore:
         except (OSError, UnicodeDecodeError) as err:
             raise EngineRefusedError(f"manifest of {model!r} cannot be read: {err}") from err
         manifest = _parse_manifest(model, text)
-        return Engine(manifest=manifest, path=folder.resolve() / manifest.file)
+        return Engine(manifest=manifest, path=folder / manifest.file)
 
     def usable(self, model: str, fingerprint: Mapping[str, str]) -> Engine:
         """The engine that serves a model, if it may be loaded on this device.
@@ -177,7 +181,9 @@ class EngineStore:
         return engine
 
     def install(self, manifest: Manifest, files: Mapping[str, bytes]) -> Engine:
-        """Installs an engine and makes it the current one, atomically.
+        """Installs an engine and makes it the current one, atomically; the older ones are removed.
+
+        The engine that served before stays as ``previous``. Hold `building` meanwhile.
 
         Args:
             manifest: names the engine file, which must be among ``files``.
@@ -197,22 +203,72 @@ class EngineStore:
                     (json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n").encode(),
                 )
                 staging.chmod(0o755)
+                _sync_folder(staging)
                 folder = _unused_name(parent, manifest.key[:12])
                 staging.rename(folder)
-            self._point(folder)
+            _point(parent, folder.name)
         except OSError as err:
             raise BuildError(
                 f"cannot install the engine of {manifest.model!r}: {err.strerror or err}; "
                 "the engine that served before is untouched"
             ) from err
+        _prune(parent)
         return Engine(manifest=manifest, path=folder / manifest.file)
 
-    def _point(self, folder: Path) -> None:
-        link = folder.parent / f".current.{os.getpid()}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(folder.name)
-        link.rename(folder.parent / "current")
-        _sync_folder(folder.parent)
+    @contextlib.contextmanager
+    def building(self, model: str) -> Iterator[None]:
+        """Keeps other processes from building the same model; freed by the kernel if this one dies.
+
+        Raises:
+            BuildError: another process builds this model, or the store cannot be written.
+        """
+        parent = self.root / model / BUILT
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(parent / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as err:
+            raise BuildError(
+                f"the engine store cannot be written for model {model!r}: {err.strerror or err}; "
+                "build as the user that owns it"
+            ) from err
+        try:
+            _lock(handle, model)
+            yield
+        finally:
+            os.close(handle)
+
+
+def _lock(handle: int, model: str) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as err:
+        raise BuildError(
+            f"another build of model {model!r} is running; wait for it to end"
+        ) from err
+
+
+def _point(parent: Path, name: str) -> None:
+    """Makes ``name`` the current engine; the one before becomes ``previous``."""
+    current = parent / "current"
+    if current.is_symlink():
+        _replace_link(parent / "previous", current.readlink())
+    _replace_link(current, Path(name))
+    _sync_folder(parent)
+
+
+def _replace_link(link: Path, target: Path) -> None:
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.rename(link)
+
+
+def _prune(parent: Path) -> None:
+    """Removes engines that no link names, and what a crashed install left."""
+    kept = {(parent / name).resolve() for name in ("current", "previous")}
+    for path in parent.iterdir():
+        if path.is_dir() and not path.is_symlink() and path.resolve() not in kept:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _parse_manifest(model: str, text: str) -> Manifest:
@@ -246,7 +302,7 @@ def _staging_folder(parent: Path) -> Iterator[Path]:
 
 
 def _unused_name(parent: Path, name: str) -> Path:
-    """``parent/name``, or ``name-2``, ``name-3`` ...: what serves is never renamed or overwritten."""
+    """``parent/name``, or ``name-2`` and so on: what serves is never renamed or overwritten."""
     target, number = parent / name, 1
     while target.exists():
         number += 1

@@ -13,15 +13,13 @@ allowed and what to do; they never carry a path, an address or a stack.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 
 class EdgedError(Exception):
     """Base of all errors of this package; the message is meant for a human."""
 
-    code: ClassVar[str] = "internal"
-    status: ClassVar[int] = 500
-    retryable: ClassVar[bool] = False
+    code: str = "internal"
+    status: int = 500
+    retryable: bool = False
 
     def __init__(self, message: str, *, retry_after_ms: int | None = None) -> None:
         super().__init__(message)
@@ -188,6 +186,32 @@ class BrokerError(EdgedError):
     """The broker cannot be reached or refuses the client."""
 
     code = "broker"
+
+
+class InputFileError(EdgedError):
+    """A file to be sent as a request cannot be read, or is none of the known formats."""
+
+    code = "input_file"
+
+
+class ReplyError(EdgedError):
+    """A device answered a request of ours with an error; code, status and the rest are its own."""
+
+    code = "reply"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        status: int,
+        retryable: bool = False,
+        retry_after_ms: int | None = None,
+    ) -> None:
+        super().__init__(message, retry_after_ms=retry_after_ms)
+        self.code = code
+        self.status = status
+        self.retryable = retryable
 
 
 class BuildError(EdgedError):

@@ -65,7 +65,7 @@ class LatencyCurve:
     def line(self) -> tuple[float, float]:
         """``(alpha, beta)`` in seconds: the least-squares line ``alpha + beta * samples``.
 
-        Both are clamped at zero: the setup time of a batch and the marginal time of one more sample.
+        Neither is negative: the setup time of a batch, and the time of one more sample.
         """
         return fit_line(self.sizes, self.seconds)
 

@@ -24,6 +24,8 @@ PRIORITY = "priority"
 """User property of a request: `PRIORITIES`."""
 DEADLINE_MS = "deadline-ms"
 """User property of a request: milliseconds from its arrival; finer than Message Expiry."""
+CLASSIFICATION = "classification"
+"""User property of an image request: answer so many largest entries of each output."""
 TRACE_PROPERTIES = ("traceparent", "tracestate")
 """User properties copied to the reply (W3C Trace Context for MQTT)."""
 PRIORITIES = ("urgent", "normal", "background")
@@ -40,7 +42,13 @@ OK = 200
 
 # ------------------------------------------------------------------ topics
 
+_FORBIDDEN = re.compile(r"[+#\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _LEVEL = re.compile(r"^[^/+#$\x00-\x1f\x7f][^/+#\x00-\x1f\x7f]{0,127}$")
+
+
+def is_level(text: str) -> bool:
+    """Whether a text can stand as one level of a topic: no wildcard, slash or control character."""
+    return _LEVEL.fullmatch(text) is not None and _FORBIDDEN.search(text) is None
 
 
 @dataclass(frozen=True)
@@ -75,11 +83,11 @@ class Topics:
 
     def __post_init__(self) -> None:
         levels = self.root.split("/")
-        if len(levels) > 2 or not all(_LEVEL.match(level) for level in levels):
+        if len(levels) > 2 or not all(_LEVEL.fullmatch(level) for level in levels):
             raise ValueError(
-                f"topic root {self.root!r} must be one or two levels without '+', '#' or a leading '$'"
+                f"topic root {self.root!r} must be one or two levels without '+', '#', leading '$'"
             )
-        if not _LEVEL.match(self.device):
+        if not _LEVEL.fullmatch(self.device):
             raise ValueError(
                 f"device name {self.device!r} must be one topic level without '/', '+' or '#'"
             )
@@ -159,28 +167,28 @@ def check_response_topic(
         own: topics of this device, refused outside ``reply/`` even under an extra prefix.
         extra_prefixes: further allowed beginnings, each ending in "/".
     """
-    if not topic or len(topic.encode("utf-8", "surrogatepass")) > MAX_RESPONSE_TOPIC_BYTES:
-        return f"it must have 1 to {MAX_RESPONSE_TOPIC_BYTES} bytes"
-    if any(c in "+#" or ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000
-           for c in topic):  # fmt: skip
-        return "it must hold no wildcard ('+', '#') and no control character"
-    if topic.startswith("$"):
-        return "it must not begin with '$'"
+    if (reason := _not_a_topic_name(topic)) is not None:
+        return reason
     levels = topic.split("/")
     depth = root.count("/") + 1
-    under_reply = (
-        topic.startswith(f"{root}/")
-        and len(levels) > depth + 2
-        and levels[depth + 1] == "reply"
-        and all(levels[depth:])
-    )
-    if under_reply:
+    under_reply = topic.startswith(f"{root}/") and levels[depth + 1 : depth + 2] == ["reply"]
+    if under_reply and len(levels) > depth + 2 and all(levels):
         return None
     if any(topic == mine.base or topic.startswith(f"{mine.base}/") for mine in own):
         return "it is one of this device's own topics"
     if any(topic.startswith(prefix) for prefix in extra_prefixes):
         return None
     return f"it must be under {root}/<device>/reply/ or a configured prefix"
+
+
+def _not_a_topic_name(topic: str) -> str | None:
+    if not topic or len(topic.encode("utf-8", "surrogatepass")) > MAX_RESPONSE_TOPIC_BYTES:
+        return f"it must have 1 to {MAX_RESPONSE_TOPIC_BYTES} bytes"
+    if _FORBIDDEN.search(topic):
+        return "it must hold no wildcard ('+', '#') and no control character"
+    if topic.startswith("$"):
+        return "it must not begin with '$'"
+    return None
 
 
 # ------------------------------------------------------------------ payload documents

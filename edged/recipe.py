@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from edged.errors import ConfigError
@@ -20,7 +21,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-# Also what a model may be called in a topic: looked up in a table, never joined to a path unchecked.
+# Also what a model may be called in a topic.
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 Datatype = Literal[
@@ -50,8 +51,8 @@ class ModelInfo(_Strict):
 class InputSpec(_Strict):
     """``[[input]]``: one input as a request carries it, and how it becomes the model's.
 
-    ``model input = (sample * scale + offset)`` as float32, then transposed. scale and offset are one
-    number, or one for each entry of the sample's last axis (channels).
+    ``model input = (sample * scale + offset)`` as float32, then transposed. scale and offset are
+    one number, or one for each entry of the sample's last axis (channels).
     """
 
     name: str
@@ -59,7 +60,7 @@ class InputSpec(_Strict):
     shape: Annotated[tuple[int, ...], Field(max_length=8)]
     """One sample as a request carries it, without the batch axis; every entry >= 1."""
     image: Literal["none", "L", "RGB"] = "none"
-    """Pixel mode when one PNG or JPEG may be sent instead: shape is then height, width, channels."""
+    """Pixel mode, when a PNG or JPEG may be sent instead: shape is then height, width, channels."""
     scale: tuple[float, ...] | None = None
     """None with offset None: the sample goes into the model as it is."""
     offset: tuple[float, ...] | None = None
@@ -74,12 +75,14 @@ class InputSpec(_Strict):
     @model_validator(mode="after")
     def _consistent(self) -> InputSpec:
         if any(n < 1 for n in self.shape):
-            raise ValueError(f"shape {list(self.shape)} has an entry below 1; leave the batch axis out")
+            raise ValueError(
+                f"shape {list(self.shape)} has an entry below 1; leave the batch axis out"
+            )
         channels = self.shape[-1] if self.shape else 1
         for name, values in (("scale", self.scale), ("offset", self.offset)):
             if values is not None and len(values) not in {1, channels}:
                 raise ValueError(
-                    f"{name} has {len(values)} entries, but must have 1 or {channels} (the last axis)"
+                    f"{name} has {len(values)} entries, but must have 1 or {channels} (last axis)"
                 )
         if self.transpose is not None and sorted(self.transpose) != list(range(len(self.shape))):
             raise ValueError(
@@ -94,9 +97,9 @@ class InputSpec(_Strict):
         return self
 
     @property
-    def samples_bytes(self) -> int:
+    def sample_bytes(self) -> int:
         """Bytes of one sample as a request carries it."""
-        return math.prod(self.shape) * DATATYPE_BYTES[self.datatype]
+        return math.prod(self.shape) * DTYPES[self.datatype].itemsize
 
     @property
     def preprocessed(self) -> bool:
@@ -116,10 +119,13 @@ class InputSpec(_Strict):
         return self.datatype if self.scale is None and self.offset is None else "FP32"
 
 
-DATATYPE_BYTES: dict[str, int] = {
-    "BOOL": 1, "UINT8": 1, "INT8": 1, "UINT16": 2, "INT16": 2, "FP16": 2,
-    "UINT32": 4, "INT32": 4, "FP32": 4, "UINT64": 8, "INT64": 8, "FP64": 8,
+DTYPES: dict[str, np.dtype[np.generic]] = {
+    "BOOL": np.dtype(np.bool_), "UINT8": np.dtype("<u1"), "INT8": np.dtype("<i1"),
+    "UINT16": np.dtype("<u2"), "INT16": np.dtype("<i2"), "FP16": np.dtype("<f2"),
+    "UINT32": np.dtype("<u4"), "INT32": np.dtype("<i4"), "FP32": np.dtype("<f4"),
+    "UINT64": np.dtype("<u8"), "INT64": np.dtype("<i8"), "FP64": np.dtype("<f8"),
 }  # fmt: skip
+"""numpy dtypes of `Datatype`."""
 
 
 class OutputSpec(_Strict):
@@ -155,7 +161,8 @@ class EngineOptions(_Strict):
     def _sizes_fit(self) -> EngineOptions:
         if any(not 1 <= n <= self.max_batch for n in self.batch_sizes):
             raise ValueError(
-                f"batch_sizes {list(self.batch_sizes)} must lie within 1 and max_batch {self.max_batch}"
+                f"batch_sizes {list(self.batch_sizes)} must lie within 1 and max_batch "
+                f"{self.max_batch}"
             )
         return self
 

@@ -2,8 +2,8 @@
 
 Order, first wins: arguments in code, ``EDGED_<SECTION>__<FIELD>`` in the environment, files
 ``edged.<section>.<field>`` in systemd's credentials directory, the TOML file (``--config``, else
-``EDGED_CONFIG``, else /etc/edged/edged.toml where it exists). A component gets its own section, never
-the whole. docs/settings.md lists every field and a test compares the two.
+``EDGED_CONFIG``, else /etc/edged/edged.toml where it exists). A component gets its own section,
+never the whole. docs/settings.md lists every field and a test compares the two.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -51,7 +52,7 @@ class DeviceSettings(_Section):
 class BrokerSettings(_Section):
     """``[broker]``: the MQTT 5 broker that requests come from."""
 
-    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    host: Annotated[str, Field(min_length=1, max_length=253)] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 1883
     username: str | None = None
     password: SecretStr | None = None
@@ -101,7 +102,7 @@ class ServeSettings(_Section):
     max_deadline_s: Annotated[float, Field(gt=0, le=86_400)] = 300.0
     """A request's own deadline is cut to this."""
     reply_prefixes: tuple[str, ...] = ()
-    """Beginnings of response topics allowed besides ``{root}/<device>/reply/``; each ends in "/"."""
+    """Response topics allowed besides ``{root}/<device>/reply/``: beginnings, each ends in "/"."""
     onnx_threads: Annotated[int, Field(ge=0, le=256)] = 0
     """Threads of ONNX Runtime inside one operator; 0: one for each core."""
     drain_s: Annotated[float, Field(ge=0, le=600)] = 20.0
@@ -114,7 +115,7 @@ class ServeSettings(_Section):
         for prefix in self.reply_prefixes:
             if not prefix.endswith("/") or prefix.startswith("$") or set("+#") & set(prefix):
                 raise ValueError(
-                    f"reply prefix {prefix!r} must end in '/' and hold no wildcard and no leading '$'"
+                    f"reply prefix {prefix!r} must end in '/', hold no wildcard and no leading '$'"
                 )
         return self
 
@@ -203,26 +204,46 @@ def load_settings(file: Path | None = None, **overrides: dict[str, Any]) -> Sett
         overrides: sections given in code, e.g. ``broker={"port": 1884}``; they win field by field.
 
     Raises:
-        ConfigError: a file that was named is missing or is no TOML, or a field is wrong; the message
-            names each field, what was allowed and what was given (secrets are not shown).
+        ConfigError: a file that was named is missing or is no TOML, or a field is wrong; the
+            message names each field and what was allowed (values are not shown: secrets).
     """
     if file is None and (named := os.environ.get("EDGED_CONFIG")):
         file = Path(named)
-    if file is not None and not file.is_file():
-        raise ConfigError(f"settings file {file} does not exist; give --config or EDGED_CONFIG a file")
-    if file is None and DEFAULT_FILE.is_file():
+    if file is not None and not _is_file(file):
+        raise ConfigError(
+            f"settings file {file} does not exist; give --config or EDGED_CONFIG a file"
+        )
+    if file is None and _is_file(DEFAULT_FILE):
         file = DEFAULT_FILE
 
     class _WithFile(Settings):
         model_config = SettingsConfigDict(toml_file=file)
 
     try:
-        return _WithFile(**overrides)
+        return _WithFile(**overrides)  # type: ignore[arg-type]  # validated by pydantic
     except ValidationError as err:
-        lines = []
-        for item in err.errors(include_url=False, include_input=False):
-            lines.append(f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}")
+        lines = [
+            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
+            for item in err.errors(include_url=False, include_input=False)
+        ]
         where = f" (file {file})" if file else ""
         raise ConfigError(f"settings{where}: {'; '.join(lines)}") from err
+    except SettingsError as err:
+        raise ConfigError(
+            f"settings: {err}; a list in the environment is JSON, "
+            "for example EDGED_SERVE__MODELS='[\"digits\"]'"
+        ) from err
     except (OSError, ValueError) as err:
         raise ConfigError(f"settings file {file} cannot be read: {err}") from err
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is one.
+
+    Raises:
+        ConfigError: that cannot be seen, for instance because its folder may not be searched.
+    """
+    try:
+        return path.is_file()
+    except OSError as err:
+        raise ConfigError(f"settings file {path} cannot be read: {err.strerror}") from err

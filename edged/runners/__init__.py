@@ -8,28 +8,33 @@ overlap on a GPU, and a CPU runner has the same form with one lane.
 
 Rules that every runner keeps (tests/integration/test_runner_conformance.py checks them):
 
-* buffers of a lane may be written from the moment its previous batch was reported done until it is
-  submitted, and not in between;
+* buffers of a lane may be written from the moment its previous batch was reported done until it
+  is submitted, and not in between;
 * ``submit`` returns without waiting for the result; ``done`` is called exactly once for each
-  submit, from a thread of the runner's, also when the engine fails (then `Completion.error` is set);
+  submit, from a thread of the runner's, also when the engine fails (`Completion.error` says how);
 * output views are valid until that lane is submitted again or the runner is closed;
 * ``close`` waits for what was submitted, then frees everything; it may be called twice.
 """
 
 from __future__ import annotations
 
+import contextlib
+import platform
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from statistics import median
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from edged.errors import EdgedError, EngineError
+from edged.engine_store import Engine
+from edged.errors import EdgedError, EngineError, EngineRefusedError
 from edged.latency import LatencyCurve
+from edged.recipe import DTYPES, InputSpec, OutputSpec
 
 Array = npt.NDArray[np.generic]
 
@@ -110,6 +115,63 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Waits for what was submitted, then gives everything back."""
+
+
+def input_specs(specs: Sequence[InputSpec]) -> tuple[TensorSpec, ...]:
+    """Inputs as the model takes them."""
+    return tuple(
+        TensorSpec(spec.name, DTYPES[spec.model_datatype], spec.model_shape) for spec in specs
+    )
+
+
+def output_specs(specs: Sequence[OutputSpec]) -> tuple[TensorSpec, ...]:
+    """Outputs as the model gives them."""
+    return tuple(TensorSpec(spec.name, DTYPES[spec.datatype], spec.shape) for spec in specs)
+
+
+def fingerprint(kind: str) -> dict[str, str]:
+    """What this device and its runtime are, for one kind of runner (`Manifest.runner`).
+
+    Cheap: the runtime itself is not imported. Its patch version is left out, since it changes no
+    results that verification would see.
+
+    Raises:
+        EngineRefusedError: that kind cannot run here.
+    """
+    if kind != "onnx":
+        raise EngineRefusedError(
+            f"engines for {kind} cannot run with this version of edged; build it again for onnx"
+        )
+    for distribution in ("onnxruntime", "onnxruntime-gpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            version = ".".join(metadata.version(distribution).split(".")[:2])
+            return {"runner": kind, "onnxruntime": version, "arch": platform.machine()}
+    raise EngineRefusedError(_NO_ONNX_RUNTIME)
+
+
+_NO_ONNX_RUNTIME = (
+    "this engine needs ONNX Runtime, which is not installed; "
+    "install it with: pip install 'edged[onnx]'"
+)
+
+
+def load(engine: Engine, *, lanes: int = 1, threads: int = 0) -> Runner:
+    """Loads an installed engine with the runner it was built for.
+
+    Args:
+        engine: from `EngineStore.usable`.
+        lanes: lanes of the runner.
+        threads: ONNX Runtime's threads inside one operator; 0: one for each core.
+
+    Raises:
+        EngineRefusedError: damaged, refused by the runtime, or the runtime is not installed.
+    """
+    try:
+        # Imported by need: the daemon loads no runtime that no engine asks for.
+        from edged.runners import onnx
+    except ModuleNotFoundError as err:
+        raise EngineRefusedError(_NO_ONNX_RUNTIME) from err
+    return onnx.load(engine, lanes=lanes, threads=threads)
 
 
 def run_batch(runner: Runner, batch: Mapping[str, Array], lane: int = 0) -> Completion:

@@ -1,12 +1,12 @@
 """What travels along the request path: frozen values, no behaviour that waits or does I/O.
 
-``Arrival`` (bytes from the broker) -> ``Request`` (decoded) -> ``Batch`` of ``Part``s -> ``Outcome``
-(what to answer). Times are monotonic seconds.
+``Arrival`` (bytes from the broker) -> ``Request`` (decoded) -> ``Batch`` of ``Part`` -> ``Outcome``
+(what to answer) -> ``Reply`` (bytes to the broker). Times are monotonic seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -81,7 +81,7 @@ class ReplyTo:
         correlation: copied from the request untouched, None if it brought none.
         qos: 0 or 1, as the request came.
         trace: ``traceparent`` and ``tracestate`` of the request, copied to the reply.
-        json_only: the requester speaks MQTT 3.1.1, or sent plain JSON: answer in plain JSON.
+        json_only: the requester speaks MQTT 3.1.1: answer in plain JSON, whatever it asked for.
     """
 
     topic: str
@@ -169,6 +169,19 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """What a device's thread gets.
+
+    Attributes:
+        batch: to run, or None.
+        expired: parts whose deadline passed before they were started.
+    """
+
+    batch: Batch | None
+    expired: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Timings:
     """Where the time of one request went.
 
@@ -214,3 +227,81 @@ class Outcome:
     deadline: float | None = None
     timings: Timings = Timings()
     samples: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One PUBLISH to send: an answer on its way out.
+
+    Attributes:
+        topic: where to.
+        payload: the body.
+        qos: 0 or 1.
+        correlation: MQTT 5 Correlation Data, None for none.
+        content_type: MQTT 5 Content Type, "" for none.
+        expiry_s: MQTT 5 Message Expiry Interval in seconds, None for none.
+        user: MQTT 5 user properties, in this order.
+        retain: whether the broker keeps it for later subscribers.
+    """
+
+    topic: str
+    payload: bytes
+    qos: int = 0
+    correlation: bytes | None = None
+    content_type: str = ""
+    expiry_s: int | None = None
+    user: tuple[tuple[str, str], ...] = ()
+    retain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp:
+    """A connection stands and the subscriptions are asked for.
+
+    Attributes:
+        epoch: number of the connection, from 1.
+        session_present: the broker kept the session.
+        window: replies that may be unacknowledged at once.
+        max_packet_bytes: largest packet the broker takes; 0: it named none.
+    """
+
+    epoch: int
+    session_present: bool
+    window: int
+    max_packet_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown:
+    """The connection is gone."""
+
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswerable:
+    """A request that ended with nobody to answer.
+
+    Attributes:
+        receipt: for the acknowledgement.
+        reason: for the count.
+        letter: what is published on the dead topic instead, None for nothing.
+    """
+
+    receipt: Receipt
+    reason: str
+    letter: Reply | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyFormat:
+    """What the replies of one model carry.
+
+    Attributes:
+        version: first 12 digits of the engine's key.
+        labels: names of an output's entries, by output.
+    """
+
+    version: str = ""
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)

@@ -1,0 +1,160 @@
+"""Does the engine keep what the recipe asks? FP32 model against engine on the held-out split.
+
+`Comparison` adds up batches, `judge` decides. Both pure: whoever calls runs the models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from edged.engine_store import Verdict
+from edged.errors import BuildError
+from edged.recipe import VerifyOptions
+
+Array = npt.NDArray[np.generic]
+
+_MAX_DB = 200.0  # what identical outputs are given: beyond float64's precision
+
+
+@dataclass
+class Comparison:
+    """Sums over the held-out split; memory does not depend on its size.
+
+    Attributes:
+        output: name of the output whose largest entry is the answer.
+        samples: samples seen.
+        labelled: samples with a label.
+        agreed: samples whose answer is the same in both.
+        right_fp32: labelled samples that the FP32 model answers rightly.
+        right_engine: likewise the engine.
+    """
+
+    output: str
+    samples: int = 0
+    labelled: int = 0
+    agreed: int = 0
+    right_fp32: int = 0
+    right_engine: int = 0
+    _energy: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Comparison {self.samples} samples, {self.agreed} agreed>"
+
+    def add(
+        self,
+        reference: Mapping[str, Array],
+        engine: Mapping[str, Array],
+        labels: Array | None = None,
+    ) -> None:
+        """Takes one batch in.
+
+        Args:
+            reference: the FP32 model's outputs, ``[n, *shape]`` by name.
+            engine: the engine's outputs, of the same form.
+            labels: index of the right entry for each sample, ``[n]``, or None.
+
+        Raises:
+            BuildError: the outputs are not of one form, or not finite.
+        """
+        for name, wanted in reference.items():
+            self._add_energy(name, wanted, engine[name])
+        expected, answered = (_answers(outputs[self.output]) for outputs in (reference, engine))
+        self.samples += len(expected)
+        self.agreed += int((expected == answered).all(axis=1).sum())
+        if labels is not None:
+            if expected.shape[1] != 1:
+                raise BuildError(
+                    f"output {self.output!r} gives {expected.shape[1]} answers a sample, but "
+                    "labels are one a sample; put the classification output first in the recipe"
+                )
+            self.labelled += len(labels)
+            self.right_fp32 += int((expected[:, 0] == labels).sum())
+            self.right_engine += int((answered[:, 0] == labels).sum())
+
+    def _add_energy(self, name: str, reference: Array, engine: Array) -> None:
+        if reference.shape != engine.shape:
+            raise BuildError(
+                f"output {name!r} of the engine has shape {list(engine.shape)}, that of the FP32 "
+                f"model {list(reference.shape)}: a fault of the build"
+            )
+        wanted, found = (np.asarray(rows, np.float64).reshape(-1) for rows in (reference, engine))
+        for who, values in (("FP32 model", wanted), ("engine", found)):
+            if not np.isfinite(values).all():
+                raise BuildError(
+                    f"output {name!r} of the {who} is NaN or infinite on the held-out split"
+                )
+        error = wanted - found
+        sums = np.array([wanted @ wanted, found @ found, wanted @ found, error @ error])
+        self._energy[name] = self._energy.get(name, np.zeros(4)) + sums
+
+    def metrics(self) -> dict[str, float]:
+        """What was found, by name; see docs/engines.md.
+
+        ``sqnr_db`` is ``10 log10(sum ref^2 / sum (ref - engine)^2)`` and ``cosine`` the cosine
+        similarity over all samples; of several outputs the worst counts.
+
+        Raises:
+            BuildError: no samples were seen.
+        """
+        if self.samples == 0:
+            raise BuildError("the held-out split has no samples; an engine cannot be verified")
+        found = {
+            "agreement": self.agreed / self.samples,
+            "sqnr_db": min(_sqnr_db(sums) for sums in self._energy.values()),
+            "cosine": min(_cosine(sums) for sums in self._energy.values()),
+        }
+        if self.labelled:
+            found["fp32_top1"] = self.right_fp32 / self.labelled
+            found["engine_top1"] = self.right_engine / self.labelled
+        return {name: round(value, 6) for name, value in found.items()}
+
+
+def judge(metrics: Mapping[str, float], samples: int, options: VerifyOptions) -> Verdict:
+    """Compares metrics with the recipe's gates.
+
+    Args:
+        metrics: from `Comparison.metrics`; without labels the accuracy gate does not apply.
+        samples: size of the held-out split.
+        options: the recipe's gates.
+    """
+    reasons = []
+    if "fp32_top1" in metrics:
+        drop = round(metrics["fp32_top1"] - metrics["engine_top1"], 6)
+        if drop > options.max_drop:
+            reasons.append(
+                f"top-1 accuracy fell from {metrics['fp32_top1']:.4f} to "
+                f"{metrics['engine_top1']:.4f}, by {drop:.4f}; max_drop allows {options.max_drop}"
+            )
+    if metrics["agreement"] < options.min_agreement:
+        reasons.append(
+            f"the engine agrees with the FP32 model on {metrics['agreement']:.4f} of "
+            f"{samples} samples; min_agreement asks for {options.min_agreement}"
+        )
+    return Verdict(
+        passed=not reasons, samples=samples, metrics=dict(metrics), reasons=tuple(reasons)
+    )
+
+
+def _answers(output: Array) -> npt.NDArray[np.intp]:
+    """Largest entry of the last axis: ``[n, answers]``, one column for a classifier."""
+    rows = output.reshape(len(output), -1, output.shape[-1] if output.ndim > 1 else 1)
+    return np.asarray(rows.argmax(axis=-1))
+
+
+def _sqnr_db(sums: npt.NDArray[np.float64]) -> float:
+    signal, error = float(sums[0]), float(sums[3])
+    if error == 0:
+        return _MAX_DB
+    return 10 * math.log10(signal / error) if signal > 0 else -_MAX_DB
+
+
+def _cosine(sums: npt.NDArray[np.float64]) -> float:
+    norm = math.sqrt(float(sums[0]) * float(sums[1]))
+    if norm == 0:
+        return 1.0 if sums[3] == 0 else 0.0
+    return float(sums[2]) / norm

@@ -1,0 +1,170 @@
+"""Counters and histograms in memory, and their snapshot. One lock, increments only.
+
+`METRICS` is the list of all of them; docs/metrics.md is tested against it, and a name that is not
+listed is an error. Label values come from closed sets (models served, codes, reasons), so the
+number of series is bounded.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import Literal
+
+SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+SAMPLES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    Attributes:
+        kind: counter or histogram.
+        labels: names of its labels.
+        help: what it counts, in one sentence.
+        buckets: upper bounds of a histogram's buckets.
+    """
+
+    kind: Literal["counter", "histogram"]
+    labels: tuple[str, ...]
+    help: str
+    buckets: tuple[float, ...] = ()
+
+
+METRICS: dict[str, Metric] = {
+    "arrivals_total": Metric("counter", (), "Requests that the broker delivered."),
+    "arrivals_dropped_total": Metric(
+        "counter", ("reason",), "Requests that ended without a reply, by reason."
+    ),
+    "replies_total": Metric("counter", ("model", "status"), "Replies sent, by model and status."),
+    "errors_total": Metric("counter", ("code",), "Requests answered with an error, by its code."),
+    "samples_total": Metric("counter", ("model",), "Samples that were answered."),
+    "batches_total": Metric(
+        "counter", ("model", "reason"), "Batches run, by why the timer closed them."
+    ),
+    "batch_failures_total": Metric("counter", ("model",), "Batches on which the engine failed."),
+    "batch_samples": Metric("histogram", ("model",), "Samples in a batch.", SAMPLES),
+    "queue_seconds": Metric(
+        "histogram", ("model",), "From arrival to the start of the batch.", SECONDS
+    ),
+    "compute_seconds": Metric("histogram", ("model",), "A batch on the device.", SECONDS),
+    "latency_seconds": Metric(
+        "histogram", ("model",), "From arrival until the broker has the reply.", SECONDS
+    ),
+    "broker_losses_total": Metric("counter", (), "Connections to the broker that were lost."),
+    "sessions_lost_total": Metric(
+        "counter", (), "Reconnections at which the broker had not kept the session."
+    ),
+    "subscriptions_refused_total": Metric("counter", (), "Subscriptions that the broker refused."),
+    "replies_rejected_total": Metric("counter", (), "Messages of ours that the broker rejected."),
+    "acknowledgements_void_total": Metric(
+        "counter", (), "Acknowledgements dropped because their connection was gone."
+    ),
+    "callback_failures_total": Metric(
+        "counter", (), "Faults of ours that were caught in the broker link."
+    ),
+    "events_dropped_total": Metric("counter", ("kind",), "Events that could not be reported."),
+}
+
+
+class Metrics:
+    """The values of all metrics of one service. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counters: dict[tuple[str, tuple[str, ...]], int] = {}
+        self._histograms: dict[tuple[str, tuple[str, ...]], list[float]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Metrics {len(self._counters) + len(self._histograms)} series>"
+
+    def count(self, name: str, *labels: str, by: int = 1) -> None:
+        """Adds to a counter.
+
+        Raises:
+            KeyError: no such metric, or another number of labels: a fault of the caller.
+        """
+        key = _key(name, labels)
+        with self._lock:
+            self._counters[key] = self._counters.get(key, 0) + by
+
+    def observe(self, name: str, value: float, *labels: str) -> None:
+        """Adds a value to a histogram.
+
+        Raises:
+            KeyError: no such metric, or another number of labels: a fault of the caller.
+        """
+        key = _key(name, labels)
+        buckets = METRICS[name].buckets
+        at = bisect_left(buckets, value)
+        with self._lock:
+            series = self._histograms.get(key)
+            if series is None:
+                series = self._histograms[key] = [0.0] * (len(buckets) + 2)
+            series[at] += 1
+            series[-1] += value
+
+    def value(self, name: str, *labels: str) -> int:
+        """A counter's value; 0 if it never counted."""
+        return self._counters.get(_key(name, labels), 0)
+
+    def total(self, name: str) -> int:
+        """A counter's sum over all label values."""
+        with self._lock:
+            return sum(count for (metric, _), count in self._counters.items() if metric == name)
+
+    def snapshot(self) -> dict[str, list[dict[str, object]]]:
+        """All series: name -> list of labels with ``value``, or ``count``, ``sum``, ``buckets``.
+
+        A histogram's ``buckets`` are cumulative counts by upper bound, as Prometheus has them; its
+        ``p50`` and ``p99`` are interpolated in them.
+        """
+        with self._lock:
+            counters = dict(self._counters)
+            histograms = {key: list(series) for key, series in self._histograms.items()}
+        result: dict[str, list[dict[str, object]]] = {}
+        for (name, labels), count in sorted(counters.items()):
+            entry: dict[str, object] = dict(zip(METRICS[name].labels, labels, strict=True))
+            result.setdefault(name, []).append({**entry, "value": count})
+        for (name, labels), series in sorted(histograms.items()):
+            entry = dict(zip(METRICS[name].labels, labels, strict=True))
+            result.setdefault(name, []).append({**entry, **_summary(name, series)})
+        return result
+
+
+def _key(name: str, labels: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    if len(labels) != len(METRICS[name].labels):
+        raise KeyError(f"metric {name} has labels {METRICS[name].labels}, got {labels}")
+    return name, labels
+
+
+def _summary(name: str, series: list[float]) -> dict[str, object]:
+    bounds = METRICS[name].buckets
+    counts, total = [int(n) for n in series[:-1]], series[-1]
+    running, cumulative = 0, {}
+    for bound, n in zip(bounds, counts, strict=False):
+        running += n
+        cumulative[f"{bound:g}"] = running
+    return {
+        "count": sum(counts),
+        "sum": round(total, 6),
+        "buckets": cumulative,
+        "p50": _quantile(bounds, counts, 0.5),
+        "p99": _quantile(bounds, counts, 0.99),
+    }
+
+
+def _quantile(bounds: tuple[float, ...], counts: list[int], q: float) -> float | None:
+    """Linear inside the bucket; the last bound for what lies above it; None without values."""
+    wanted = q * sum(counts)
+    if not wanted:
+        return None
+    running = 0
+    for position, bound in enumerate(bounds):
+        if running + counts[position] >= wanted:
+            low = bounds[position - 1] if position else 0.0
+            return round(low + (bound - low) * (wanted - running) / counts[position], 6)
+        running += counts[position]
+    return bounds[-1]

@@ -1,0 +1,1 @@
+"""An event, left to right: what happened leaves the device here."""

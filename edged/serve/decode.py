@@ -1,0 +1,393 @@
+"""Bytes from the broker -> `Request`: sound in form and fit for a model that is served here.
+
+Checked in this order, each with its own error: reply address, retained, size, model, content type,
+body, inputs, outputs, deadline, priority. Nothing is allocated from a size that the sender states,
+and no error message repeats more than a short, escaped piece of what was sent.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from edged import protocol, v2
+from edged.errors import (
+    BadDatatypeError,
+    BadHeaderError,
+    BadParameterError,
+    BadResponseTopicError,
+    BadShapeError,
+    BadTensorError,
+    ModelUnavailableError,
+    NoResponseTopicError,
+    PayloadTooLargeError,
+    TruncatedBodyError,
+    UnknownModelError,
+    UnsupportedContentTypeError,
+)
+from edged.preprocess import decode_image
+from edged.recipe import MODEL_NAME, InputSpec, OutputSpec
+from edged.serve.request import Array, Arrival, OutputChoice, Priority, ReplyTo, Request
+
+MAX_TRACE_CHARS = 512
+"""W3C Trace Context asks to pass on at least this much; longer ones are not copied."""
+_MAX_TIME = 2**53
+"""Largest time in a parameter; every whole number up to it is exact as a float."""
+_COUNT = re.compile(r"[0-9]{1,9}", re.ASCII)
+_MILLISECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?", re.ASCII)
+_MAGIC = ((b"\x89PNG\r\n\x1a\n", protocol.PNG), (b"\xff\xd8\xff", protocol.JPEG))
+_PRIORITIES = {name: Priority[name.upper()] for name in protocol.PRIORITIES}
+
+
+class ModelSpec(Protocol):
+    """What decoding needs to know of a served model; `edged.engine_store.Manifest` has it."""
+
+    @property
+    def input(self) -> tuple[InputSpec, ...]:
+        """Every input of a request."""
+
+    @property
+    def output(self) -> tuple[OutputSpec, ...]:
+        """Every output, in the order of the answer."""
+
+    @property
+    def slo_ms(self) -> float:
+        """Deadline of a request that brings none, milliseconds from its arrival."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for at most.
+
+    Attributes:
+        max_request_bytes: of its body.
+        max_request_samples: in it.
+        max_deadline_s: seconds from its arrival; a later deadline is cut to this.
+    """
+
+    max_request_bytes: int = 16 * 1024 * 1024
+    max_request_samples: int = 1024
+    max_deadline_s: float = 300.0
+
+
+class Decoder:
+    """Decodes the requests of one device. Holds no state: any thread may use it.
+
+    Args:
+        topics: this device's topics.
+        models: looks a served model up by name, None if there is none; ``dict.get`` will do.
+        limits: what one request may ask for.
+        reply_prefixes: beginnings of response topics allowed besides the fleet's own.
+        unavailable: names of models that are configured but could not be loaded.
+        wall: Unix seconds, for the one deadline that is a date.
+    """
+
+    def __init__(
+        self,
+        topics: protocol.Topics,
+        models: Callable[[str], ModelSpec | None],
+        *,
+        limits: Limits = Limits(),
+        reply_prefixes: Sequence[str] = (),
+        unavailable: Container[str] = frozenset(),
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._topics = topics
+        self._models = models
+        self._limits = limits
+        self._reply_prefixes = tuple(reply_prefixes)
+        self._unavailable = unavailable
+        self._wall = wall
+
+    def reply_to(self, arrival: Arrival) -> ReplyTo:
+        """Where the answer goes, an error's too. Correlation data over the limit is left out.
+
+        Raises:
+            NoResponseTopicError: the request names no response topic.
+            BadResponseTopicError: it names one that may not be published to.
+        """
+        asked = self._topics.parse_request(arrival.topic)
+        if asked is not None and asked.client:
+            topic = self._reply_topic_v3(asked)
+        else:
+            topic = self._reply_topic(arrival)
+        correlation = arrival.correlation
+        if correlation is not None and len(correlation) > protocol.MAX_CORRELATION_BYTES:
+            correlation = None
+        return ReplyTo(
+            topic=topic,
+            correlation=correlation,
+            qos=min(arrival.receipt.qos, 1),
+            trace={
+                name: arrival.user[name]
+                for name in protocol.TRACE_PROPERTIES
+                if name in arrival.user and len(arrival.user[name]) <= MAX_TRACE_CHARS
+            },
+            json_only=asked is not None and bool(asked.client),
+        )
+
+    def decode(self, arrival: Arrival, reply_to: ReplyTo | None = None) -> Request:
+        """Decodes a whole request.
+
+        Args:
+            arrival: as the broker delivered it; `Request.tensors` are views of its payload.
+            reply_to: what `reply_to` gave for it, where that was asked already.
+
+        Raises:
+            ClientError: it cannot be served as it was sent; the class says what is wrong.
+            ModelUnavailableError: the model is configured but could not be loaded.
+        """
+        reply_to = reply_to or self.reply_to(arrival)
+        self._check_envelope(arrival)
+        name, model = self._model(arrival)
+        body, binary = _parse_body(arrival, model)
+        tensors, samples = _inputs(body, model.input)
+        if samples > self._limits.max_request_samples:
+            raise PayloadTooLargeError(
+                f"the request has {samples} samples, at most {self._limits.max_request_samples} "
+                "are allowed; send several requests"
+            )
+        return Request(
+            model=name,
+            id=body.id,
+            samples=samples,
+            tensors=tensors,
+            deadline=self._deadline(arrival, body.parameters, model.slo_ms),
+            priority=_priority(arrival.user, body.parameters),
+            received=arrival.received,
+            reply_to=reply_to,
+            receipt=arrival.receipt,
+            outputs=_choices(body, model.output, binary=binary),
+        )
+
+    def _reply_topic_v3(self, asked: protocol.RequestTopic) -> str:
+        levels = (asked.model, asked.client, asked.request_id)
+        if not all(map(protocol.is_level, levels)):
+            raise BadResponseTopicError(
+                f"model, client and request of the topic ({', '.join(map(v2.show, levels))}) must "
+                "have 1 to 128 characters without wildcards, control characters or a leading '$'"
+            )
+        return self._topics.reply_v3(*levels)
+
+    def _reply_topic(self, arrival: Arrival) -> str:
+        topic = arrival.response_topic
+        if not topic:
+            raise NoResponseTopicError(
+                "the request has no response topic; set MQTT 5's Response Topic to "
+                f"{self._topics.reply('<client>')}"
+            )
+        why = protocol.check_response_topic(
+            topic, self._topics.root, (self._topics,), self._reply_prefixes
+        )
+        if why:
+            raise BadResponseTopicError(f"response topic {v2.show(topic)} is refused: {why}")
+        return topic
+
+    def _check_envelope(self, arrival: Arrival) -> None:
+        if arrival.retained:
+            raise BadParameterError(
+                "the request is a retained message, which would run again at every connection; "
+                "publish it without the retain flag"
+            )
+        if len(arrival.correlation or b"") > protocol.MAX_CORRELATION_BYTES:
+            raise BadParameterError(
+                f"the correlation data has {len(arrival.correlation or b'')} bytes, at most "
+                f"{protocol.MAX_CORRELATION_BYTES} are allowed"
+            )
+        size, limit = len(arrival.payload), self._limits.max_request_bytes
+        if size > limit:
+            raise PayloadTooLargeError(
+                f"the body has {size} bytes, at most {limit} are allowed; send fewer samples "
+                "in one request"
+            )
+        if not size:
+            raise TruncatedBodyError("the body is empty; send a V2 request or an image")
+
+    def _model(self, arrival: Arrival) -> tuple[str, ModelSpec]:
+        asked = self._topics.parse_request(arrival.topic)
+        if asked is None:
+            raise UnknownModelError(
+                f"topic {v2.show(arrival.topic)} is no request topic; publish to "
+                f"{self._topics.infer('<model>')}"
+            )
+        name = asked.model
+        model = self._models(name) if re.fullmatch(MODEL_NAME, name, re.ASCII) else None
+        if model is not None:
+            return name, model
+        if name in self._unavailable:
+            raise ModelUnavailableError(
+                f"model {name!r} is configured here, but could not be loaded; its operator finds "
+                "the reason in the log and with edged doctor"
+            )
+        raise UnknownModelError(
+            f"no model {v2.show(name)} is served here; the retained message on "
+            f"{self._topics.status} lists those that are"
+        )
+
+    def _deadline(self, arrival: Arrival, parameters: Mapping[str, Any], slo_ms: float) -> float:
+        """Monotonic seconds: the earliest that the request states, else the model's."""
+        stated: list[float] = []
+        if arrival.expiry_s is not None:
+            stated.append(arrival.expiry_s)
+        if (text := arrival.user.get(protocol.DEADLINE_MS)) is not None:
+            if not _MILLISECONDS.fullmatch(text) or float(text) <= 0:
+                raise BadParameterError(
+                    f"{protocol.DEADLINE_MS} {v2.show(text)} must be milliseconds above 0, "
+                    "for example 250 or 12.5"
+                )
+            stated.append(float(text) / 1e3)
+        if timeout_us := _time(parameters, "timeout"):
+            stated.append(timeout_us / 1e6)
+        if unix_ms := _time(parameters, "deadline_unix_ms"):
+            stated.append(unix_ms / 1e3 - self._wall())
+        left = min(stated, default=slo_ms / 1e3)
+        return arrival.received + min(left, self._limits.max_deadline_s)
+
+
+# ------------------------------------------------------------------ the body
+
+
+def _parse_body(arrival: Arrival, model: ModelSpec) -> tuple[v2.InferRequest, bool]:
+    """The body, and whether outputs that do not say come in binary form."""
+    form = _form(arrival)
+    if form in {protocol.PNG, protocol.JPEG}:
+        return _parse_image(arrival, model, form), False
+    text = arrival.user.get(protocol.HEADER_LENGTH)
+    if text is not None and not _COUNT.fullmatch(text):
+        raise BadHeaderError(
+            f"{protocol.HEADER_LENGTH} {v2.show(text)} must be the length of the JSON header in "
+            "bytes, as a decimal number"
+        )
+    length = None if text is None else int(text)
+    return v2.parse_request(arrival.payload, length), length is not None
+
+
+def _form(arrival: Arrival) -> str:
+    """The content type, or what the body looks like where there is none."""
+    given = arrival.content_type.partition(";")[0].strip().lower()
+    if given in protocol.REQUEST_CONTENT_TYPES:
+        return given
+    allowed = ", ".join(protocol.REQUEST_CONTENT_TYPES)
+    if given:
+        raise UnsupportedContentTypeError(
+            f"content type {v2.show(given)} is not taken; it must be one of {allowed}"
+        )
+    if protocol.HEADER_LENGTH in arrival.user:
+        return protocol.OCTET_STREAM
+    start = arrival.payload[:64]
+    if start.lstrip().startswith(b"{"):
+        return protocol.JSON
+    for magic, form in _MAGIC:
+        if start.startswith(magic):
+            return form
+    raise UnsupportedContentTypeError(
+        f"the request has no content type, and its first bytes {start[:8].hex()} are neither "
+        f"JSON nor PNG nor JPEG; set one of {allowed}, and for binary tensors the user property "
+        f"{protocol.HEADER_LENGTH}"
+    )
+
+
+def _parse_image(arrival: Arrival, model: ModelSpec, form: str) -> v2.InferRequest:
+    spec = model.input[0]
+    if len(model.input) != 1 or spec.image == "none":
+        raise UnsupportedContentTypeError(
+            f"this model takes no {form}; send tensors as {protocol.OCTET_STREAM} or "
+            f"{protocol.JSON}: {', '.join(map(_describe, model.input))}"
+        )
+    text = arrival.user.get(protocol.CLASSIFICATION, "0")
+    if not _COUNT.fullmatch(text):
+        raise BadParameterError(
+            f"{protocol.CLASSIFICATION} {v2.show(text)} must be a whole number from 0 on"
+        )
+    height, width, _ = spec.shape
+    pixels = decode_image(arrival.payload, mode=spec.image, height=height, width=width)
+    return v2.InferRequest(
+        inputs=(v2.Tensor(spec.name, pixels[np.newaxis]),),
+        outputs=tuple(
+            v2.RequestedOutput(output.name, classes=int(text)) for output in model.output
+        ),
+    )
+
+
+def _describe(spec: InputSpec) -> str:
+    sizes = ",".join(map(str, ("n", *spec.shape)))
+    return f"{spec.name} {spec.datatype} [{sizes}]"
+
+
+def _inputs(body: v2.InferRequest, specs: Sequence[InputSpec]) -> tuple[dict[str, Array], int]:
+    """Every input by name, and how many samples they hold."""
+    given = {tensor.name: tensor for tensor in body.inputs}
+    names = {spec.name for spec in specs}
+    if given.keys() != names:
+        odd = ", ".join(v2.show(name) for name in sorted(given.keys() ^ names)[:8])
+        raise BadTensorError(
+            f"inputs differ from the model's at {odd}; it takes {', '.join(map(_describe, specs))}"
+        )
+    for spec in specs:
+        tensor = given[spec.name]
+        if tensor.datatype != spec.datatype:
+            raise BadDatatypeError(
+                f"input {spec.name!r} has datatype {tensor.datatype}, but this model takes "
+                f"{_describe(spec)}"
+            )
+        if tensor.shape[1:] != spec.shape or not tensor.shape:
+            raise BadShapeError(
+                f"input {spec.name!r} has shape {list(tensor.shape)}, but this model takes "
+                f"{_describe(spec)}, n samples from 1 on"
+            )
+    counts = {spec.name: given[spec.name].shape[0] for spec in specs}
+    samples = counts[specs[0].name]
+    if len(set(counts.values())) > 1:
+        raise BadShapeError(f"inputs hold different numbers of samples: {v2.show(counts)}")
+    return {name: given[name].data for name in counts}, samples
+
+
+def _choices(
+    body: v2.InferRequest, specs: Sequence[OutputSpec], *, binary: bool
+) -> tuple[OutputChoice, ...]:
+    if body.binary_output is not None:
+        binary = body.binary_output
+    names = [spec.name for spec in specs]
+    unknown = [output.name for output in body.outputs if output.name not in names]
+    if unknown:
+        raise BadTensorError(
+            f"the model has no output {v2.show(unknown[0])}; it has {', '.join(names)}"
+        )
+    asked = body.outputs or tuple(v2.RequestedOutput(name) for name in names)
+    return tuple(
+        OutputChoice(
+            output.name, binary if output.binary is None else output.binary, output.classes
+        )
+        for output in asked
+    )
+
+
+# ------------------------------------------------------------------ parameters
+
+
+def _time(parameters: Mapping[str, Any], name: str) -> int:
+    """A time in whole units; 0 where it is not given."""
+    value = parameters.get(name, 0)
+    if type(value) is not int or not 0 <= value <= _MAX_TIME:
+        raise BadParameterError(
+            f"parameter {name} {v2.show(value)} must be a whole number from 0 (none) to {_MAX_TIME}"
+        )
+    return value
+
+
+def _priority(user: Mapping[str, str], parameters: Mapping[str, Any]) -> Priority:
+    """The user property first, then the body's, by name or by Triton's number."""
+    value = user.get(protocol.PRIORITY, parameters.get(protocol.PRIORITY, 0))
+    if isinstance(value, str) and value in _PRIORITIES:
+        return _PRIORITIES[value]
+    if type(value) is int and value >= 0 and protocol.PRIORITY not in user:
+        return Priority.NORMAL if value == 0 else Priority(min(value, 3) - 1)
+    raise BadParameterError(
+        f"priority {v2.show(value)} must be one of {', '.join(protocol.PRIORITIES)}, or in the "
+        "body a number: 0 (default), 1 (urgent), 2 (normal), 3 or more (background)"
+    )

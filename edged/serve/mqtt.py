@@ -1,0 +1,395 @@
+"""The broker link: connect, subscribe, receive, publish, acknowledge.
+
+The only file here that knows paho. One thread, ``mqtt-net``, owns the socket and runs paho's loop.
+Its callbacks stamp the time and hand over; whatever they raise is caught, logged and counted, since
+paho's own thread would die of it and go on calling itself connected. Each connection has a number,
+the epoch: an acknowledgement that belongs to an earlier one is void, because packet identifiers
+start again.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edged.metrics import Metrics
+from edged.serve.request import Arrival, LinkDown, LinkUp, Receipt, Reply
+from edged.settings import BrokerSettings
+
+log = logging.getLogger(__name__)
+
+LOOP_S = 1.0
+"""paho's loop looks at keep-alive at least so often."""
+
+
+def backoff_s(attempt: int, shortest: float, longest: float, chance: float) -> float:
+    """How long to wait before connection attempt number ``attempt`` (0 is the first retry).
+
+    Doubling, with full jitter above half, so that a fleet does not come back in one instant.
+
+    Args:
+        attempt: failures since the last good connection, minus one.
+        shortest: seconds before the first retry, at most.
+        longest: seconds, never exceeded.
+        chance: uniform in [0, 1).
+    """
+    ceiling = min(longest, shortest * 2.0 ** min(attempt, 32))
+    return ceiling * (0.5 + 0.5 * chance)
+
+
+@dataclass(frozen=True)
+class LinkHandlers:
+    """Whom the link tells. All are called on the ``mqtt-net`` thread and must not wait.
+
+    Attributes:
+        arrived: a PUBLISH came; False: it could not be taken over (and was counted).
+        delivered: the broker acknowledged the PUBLISH with this packet identifier.
+        changed: the connection came or went.
+        status: retained status document: (state, session number) -> payload.
+    """
+
+    arrived: Callable[[Arrival], bool]
+    delivered: Callable[[int], None]
+    changed: Callable[[LinkUp | LinkDown], None]
+    status: Callable[[str, int], bytes]
+
+
+class BrokerLink:
+    """The connection to the request broker, kept up until it is stopped.
+
+    Args:
+        settings: the ``[broker]`` section.
+        client_id: stable over restarts, so that the broker keeps the session.
+        status_topic: where birth, will and farewell go.
+        subscriptions: filters of the requests.
+        handlers: whom to tell.
+        metrics: counters.
+    """
+
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        client_id: str,
+        status_topic: str,
+        subscriptions: tuple[str, ...],
+        handlers: LinkHandlers,
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._status_topic = status_topic
+        self._subscriptions = subscriptions
+        self._handlers = handlers
+        self._metrics = metrics
+        self.epoch = 0
+        self.connected = threading.Event()
+        self._order = 0
+        self._said_down = False
+        self._was_connected = False
+        self._attempts = 0
+        self._stop = threading.Event()
+        # Guards the epoch against a reconnection between the check and the acknowledgement.
+        self._epoch_lock = threading.Lock()
+        self._client = self._make_client(client_id)
+        self._thread = threading.Thread(target=self._run, name="mqtt-net", daemon=True)
+
+    def __repr__(self) -> str:
+        state = "connected" if self.connected.is_set() else "not connected"
+        where = f"{self._settings.host}:{self._settings.port}"
+        return f"<BrokerLink {where} {state}, connection {self.epoch}>"
+
+    # -------------------------------------------------------------- life
+
+    def start(self) -> None:
+        """Starts to connect; returns at once."""
+        self._thread.start()
+
+    def alive(self) -> bool:
+        """Whether the network thread lives; being connected is no evidence of that."""
+        return self._thread.is_alive()
+
+    def stop(self, farewell: bytes, timeout_s: float = 5.0) -> None:
+        """Publishes the farewell status, disconnects, and ends the thread.
+
+        A clean DISCONNECT suppresses the will.
+        """
+        if self.connected.is_set():
+            info = self._client.publish(self._status_topic, farewell, qos=1, retain=True)
+            if self._thread.is_alive():
+                try:
+                    info.wait_for_publish(timeout_s)
+                except (RuntimeError, ValueError) as err:
+                    log.debug("farewell not delivered: %s", err)
+        self._stop.set()
+        self._client.disconnect()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    # -------------------------------------------------------------- for the reply thread
+
+    def publish(self, reply: Reply) -> int | None:
+        """Hands a reply over for sending; never waits.
+
+        Returns:
+            The packet identifier that ``delivered`` will name; None if it was not taken (QoS 0
+            without a connection, or a topic that paho refuses).
+        """
+        properties = _properties(PacketTypes.PUBLISH)
+        if reply.correlation is not None:
+            properties.CorrelationData = reply.correlation
+        if reply.content_type:
+            properties.ContentType = reply.content_type
+        if reply.expiry_s is not None:
+            properties.MessageExpiryInterval = reply.expiry_s
+        if reply.user:
+            properties.UserProperty = list(reply.user)
+        try:
+            info = self._client.publish(
+                reply.topic, reply.payload, reply.qos, reply.retain, properties
+            )
+        except ValueError as err:
+            log.warning("not published: %s", err, extra={"topic": reply.topic})
+            return None
+        if info.rc == paho.MQTT_ERR_SUCCESS or (reply.qos and info.rc == paho.MQTT_ERR_NO_CONN):
+            return info.mid
+        return None
+
+    def acknowledge(self, receipt: Receipt) -> bool:
+        """Sends the PUBACK of a request; False if its connection is gone and it is void."""
+        with self._epoch_lock:
+            if receipt.epoch != self.epoch or not self.connected.is_set():
+                return False
+            self._client.ack(receipt.mid, receipt.qos)
+            return True
+
+    # -------------------------------------------------------------- the network thread
+
+    def _make_client(self, client_id: str) -> paho.Client:
+        settings = self._settings
+        client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=client_id,
+            protocol=paho.MQTTv5,
+            manual_ack=True,
+            reconnect_on_failure=False,
+        )
+        client.connect_timeout = settings.connect_timeout_s
+        client.max_inflight_messages_set(65535)  # the window is ours, see publish.py
+        if settings.username is not None:
+            password = settings.password
+            client.username_pw_set(
+                settings.username, password.get_secret_value() if password else None
+            )
+        if settings.tls:
+            context = ssl.create_default_context(
+                cafile=str(settings.ca_file) if settings.ca_file else None
+            )
+            if settings.cert_file:
+                context.load_cert_chain(settings.cert_file, settings.key_file)
+            client.tls_set_context(context)
+        client.on_connect = self._guarded(self._on_connect)
+        client.on_message = self._guarded(self._on_message)
+        client.on_publish = self._guarded(self._on_publish)
+        client.on_subscribe = self._guarded(self._on_subscribe)
+        client.on_disconnect = self._guarded(self._on_disconnect)
+        client.on_socket_open = self._guarded(_no_delay)
+        # With a writer registered, paho only queues and wakes the loop; without one, the thread
+        # that publishes would write to the socket itself, beside the network thread.
+        client.on_socket_register_write = _leave_it_to_the_loop
+        return client
+
+    def _guarded(self, callback: Callable[..., None]) -> Callable[..., None]:
+        def guarded(*args: Any) -> None:
+            try:
+                callback(*args)
+            except Exception:
+                self._metrics.count("callback_failures_total")
+                log.exception("%s failed", callback.__name__)
+
+        return guarded
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._connect()
+                while self._client.loop(LOOP_S) == paho.MQTT_ERR_SUCCESS:
+                    pass
+            except OSError as err:
+                self._say_down(str(err) or type(err).__name__)
+            except Exception as err:
+                self._metrics.count("callback_failures_total")
+                log.exception("the network loop failed; connecting anew")
+                self._say_down(type(err).__name__)
+            if self.connected.is_set():
+                self._lost("connection lost")
+            if not self._stop.is_set():
+                self._stop.wait(self._pause_s())
+
+    def _pause_s(self) -> float:
+        settings = self._settings
+        pause = backoff_s(
+            self._attempts,
+            settings.backoff_min_s,
+            settings.backoff_max_s,
+            random.random(),  # noqa: S311  # jitter, not a secret
+        )
+        self._attempts += 1
+        return pause
+
+    def _connect(self) -> None:
+        settings = self._settings
+        with self._epoch_lock:
+            self.epoch += 1
+            self._order = 0
+        will = _properties(PacketTypes.WILLMESSAGE)
+        will.WillDelayInterval = settings.will_delay_s
+        self._client.will_set(
+            self._status_topic,
+            self._handlers.status("offline", self.epoch),
+            qos=1,
+            retain=True,
+            properties=will,
+        )
+        properties = _properties(PacketTypes.CONNECT)
+        properties.SessionExpiryInterval = settings.session_expiry_s
+        properties.ReceiveMaximum = settings.receive_maximum
+        properties.MaximumPacketSize = settings.max_packet_bytes
+        self._client.connect(
+            settings.host,
+            settings.port,
+            keepalive=settings.keepalive_s,
+            clean_start=False,
+            properties=properties,
+        )
+
+    def _say_down(self, reason: str) -> None:
+        if not self._said_down and not self._stop.is_set():
+            self._said_down = True
+            log.warning(
+                "no broker at %s:%d (%s); trying again until there is one",
+                self._settings.host,
+                self._settings.port,
+                reason,
+            )
+
+    def _lost(self, reason: str) -> None:
+        self.connected.clear()
+        self._metrics.count("broker_losses_total")
+        if not self._stop.is_set():
+            self._say_down(reason)
+        self._handlers.changed(LinkDown(self.epoch, reason))
+
+    # -------------------------------------------------------------- callbacks, on mqtt-net
+
+    def _on_connect(
+        self, _client: paho.Client, _userdata: object, flags: paho.ConnectFlags,
+        reason: ReasonCode, properties: Properties | None,
+    ) -> None:  # fmt: skip
+        if reason.is_failure:
+            self._say_down(f"it refuses this client: {reason}")
+            self._client.disconnect()
+            return
+        self._attempts = 0
+        self._said_down = False
+        offered = getattr(properties, "ReceiveMaximum", 65535)
+        self.connected.set()
+        log.info(
+            "connected to the broker",
+            extra={"connection": self.epoch, "session_present": flags.session_present},
+        )
+        if self._was_connected and not flags.session_present:
+            self._metrics.count("sessions_lost_total")
+            log.warning("the broker did not keep the session: requests sent meanwhile are lost")
+        self._was_connected = True
+        # Before subscribing: a kept session delivers at once.
+        self._handlers.changed(
+            LinkUp(
+                self.epoch,
+                flags.session_present,
+                min(self._settings.send_window, offered),
+                getattr(properties, "MaximumPacketSize", 0),
+            )
+        )
+        self._client.subscribe([(topic, 1) for topic in self._subscriptions])
+        self._client.publish(
+            self._status_topic, self._handlers.status("online", self.epoch), qos=1, retain=True
+        )
+
+    def _on_subscribe(
+        self, _client: paho.Client, _userdata: object, _mid: int,
+        reasons: list[ReasonCode], _properties: Properties | None,
+    ) -> None:  # fmt: skip
+        refused = [str(reason) for reason in reasons if reason.is_failure]
+        if refused or len(reasons) != len(self._subscriptions):
+            self._metrics.count("subscriptions_refused_total")
+            log.error(
+                "the broker refuses subscriptions (%s): allow this client to read %s",
+                ", ".join(refused) or "no answer for some",
+                ", ".join(self._subscriptions),
+            )
+
+    def _on_message(
+        self, _client: paho.Client, _userdata: object, message: paho.MQTTMessage
+    ) -> None:
+        received = time.monotonic()
+        order = 0
+        if message.qos:
+            self._order += 1
+            order = self._order
+        properties = message.properties
+        arrival = Arrival(
+            topic=message.topic,
+            payload=bytes(message.payload),
+            receipt=Receipt(self.epoch, order, message.mid, message.qos),
+            received=received,
+            response_topic=getattr(properties, "ResponseTopic", ""),
+            correlation=getattr(properties, "CorrelationData", None),
+            content_type=getattr(properties, "ContentType", ""),
+            expiry_s=getattr(properties, "MessageExpiryInterval", None),
+            user=dict(getattr(properties, "UserProperty", ())),
+            retained=message.retain,
+        )
+        self._handlers.arrived(arrival)
+
+    def _on_publish(
+        self, _client: paho.Client, _userdata: object, mid: int,
+        reason: ReasonCode, _properties: Properties | None,
+    ) -> None:  # fmt: skip
+        if reason.is_failure:
+            self._metrics.count("replies_rejected_total")
+            log.warning("the broker rejected a message of ours: %s", reason)
+        self._handlers.delivered(mid)
+
+    def _on_disconnect(
+        self, _client: paho.Client, _userdata: object, _flags: paho.DisconnectFlags,
+        reason: ReasonCode, _properties: Properties | None,
+    ) -> None:  # fmt: skip
+        if self.connected.is_set():
+            self._lost(str(reason))
+
+
+def _properties(packet_type: int) -> Properties:
+    return Properties(packet_type)  # type: ignore[no-untyped-call]  # paho has no types here
+
+
+def _no_delay(_client: paho.Client, _userdata: object, sock: Any) -> None:
+    """Nagle's algorithm would hold answers back for up to 40 ms; paho leaves it on."""
+    raw = sock if isinstance(sock, socket.socket) else getattr(sock, "_socket", None)
+    if raw is not None and raw.family in {socket.AF_INET, socket.AF_INET6}:
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _leave_it_to_the_loop(_client: paho.Client, _userdata: object, _sock: object) -> None:
+    """The loop is woken by paho's own socket pair."""

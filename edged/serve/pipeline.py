@@ -1,0 +1,378 @@
+"""The request path: the order of its stages, their threads, and the queues between them.
+
+mqtt        thread mqtt-net    broker -> Arrival
+  | arrivals: bounded; full: dropped, counted
+decode      thread intake      Arrival -> Request, or the error to answer with
+admit                          Request -> waiting room, or the refusal to answer with
+batch       (waiting room)     asks the timer
+gpu         thread gpu-N       Batch -> lane -> Done
+  | inbox: bounded by slots; full: intake and devices wait
+gather      thread reply       Done -> Outcome, once a request
+encode                         Outcome -> Reply
+publish                        Reply -> broker; its PUBACK -> the request's PUBACK
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from edged import protocol
+from edged.errors import EdgedError, InternalError
+from edged.metrics import Metrics
+from edged.serve.batch import WaitingRoom
+from edged.serve.decode import Decoder
+from edged.serve.encode import dead_letter, encode
+from edged.serve.gather import Gatherer
+from edged.serve.gpu import Device, Done
+from edged.serve.publish import Publisher, PublisherPorts
+from edged.serve.request import (
+    Array,
+    Arrival,
+    LinkDown,
+    LinkUp,
+    Outcome,
+    Part,
+    Receipt,
+    Reply,
+    ReplyFormat,
+    ReplyTo,
+    Request,
+    Unanswerable,
+)
+
+log = logging.getLogger(__name__)
+
+ARRIVALS = 1024
+"""Least length of the arrivals queue; it never is shorter than the broker's receive maximum."""
+SLOTS = 256
+"""Outcomes and batches that may wait for the reply thread."""
+BACKLOG = 1024
+"""Replies that may wait for the broker before intake and devices are held back."""
+
+
+Item: TypeAlias = Outcome | Done | Unanswerable | LinkUp | LinkDown | int
+"""What the reply thread is told; an int is the packet identifier of a delivery."""
+
+
+@dataclass(frozen=True)
+class Sender:
+    """The broker link as the reply thread uses it.
+
+    Attributes:
+        publish: hands a PUBLISH over; its packet identifier, or None if it was not taken.
+        acknowledge: sends a PUBACK; False if its connection is gone.
+    """
+
+    publish: Callable[[Reply], int | None]
+    acknowledge: Callable[[Receipt], bool]
+
+
+@dataclass(frozen=True)
+class Watchers:
+    """Who else wants to know.
+
+    Attributes:
+        answered: a request has ended with a reply on its way; must not wait.
+        link: the connection came or went; must not wait.
+    """
+
+    answered: Callable[[Outcome, int], None]
+    link: Callable[[LinkUp | LinkDown], None]
+
+
+class Pipeline:
+    """All stages and threads between the broker's delivery and the broker's acknowledgement.
+
+    Args:
+        decoder: bytes to requests.
+        formats: what replies carry, for each model that is served.
+        room: the waiting room.
+        metrics: counters.
+        watchers: who else wants to know.
+        dead_topic: where requests are named that nobody can be answered for.
+        receive_maximum: requests that the broker may have outstanding here.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        formats: Mapping[str, ReplyFormat],
+        room: WaitingRoom,
+        metrics: Metrics,
+        watchers: Watchers,
+        *,
+        dead_topic: str,
+        receive_maximum: int,
+    ) -> None:
+        self._decoder = decoder
+        self._formats = formats
+        self._dead_topic = dead_topic
+        self._max_packet_bytes = 0
+        self._room = room
+        self._metrics = metrics
+        self._watchers = watchers
+        self._devices: tuple[Device, ...] = ()
+        self._arrivals: queue.Queue[Arrival | None] = queue.Queue(max(ARRIVALS, receive_maximum))
+        self._inbox: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+        self._slots = threading.Semaphore(SLOTS)
+        self._owed = 0  # slots taken up, given back once the backlog is short
+        self._gatherer = Gatherer()
+        self._sender: Sender | None = None
+        self._publisher = Publisher(PublisherPorts(self._send, self._acknowledge, self._ended))
+        self._accepted = 0  # written by mqtt-net alone
+        self._finished = 0  # written by reply alone
+        self._connected = False
+        self._draining = False
+        self._idle = threading.Event()
+        self._busy_since: dict[str, float] = {}
+        self._intake = threading.Thread(target=self._take_in_all, name="intake", daemon=True)
+        self._reply = threading.Thread(target=self._reply_to_all, name="reply", daemon=True)
+
+    def __repr__(self) -> str:
+        counts = f"{self._arrivals.qsize()} arrived, {self._inbox.qsize()} to answer"
+        return f"<Pipeline {self.outstanding} outstanding: {counts}, {self._publisher!r}>"
+
+    # -------------------------------------------------------------- life
+
+    def start(self, sender: Sender, devices: Iterable[Device]) -> None:
+        """Starts all threads; requests may arrive from now on."""
+        self._sender = sender
+        self._devices = tuple(devices)
+        for device in self._devices:
+            self._room.add_device(device.name, device.lanes)
+            device.thread.start()
+        self._intake.start()
+        self._reply.start()
+
+    @property
+    def outstanding(self) -> int:
+        """Requests that arrived and have not ended."""
+        return self._accepted - self._finished
+
+    def drain(self, timeout_s: float) -> int:
+        """Refuses new requests, finishes those in hand; how many are left after ``timeout_s``."""
+        self._draining = True
+        self._room.drain()
+        until = time.monotonic() + timeout_s
+        while self.outstanding and (left := until - time.monotonic()) > 0:
+            self._idle.wait(left)
+            self._idle.clear()
+        return self.outstanding
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """Ends all threads. What is still in hand is left to the broker to deliver again."""
+        self._arrivals.put(None)
+        self._room.close()
+        self._slots.release(SLOTS + BACKLOG)  # nobody is to wait for a place any more
+        for thread in (self._intake, *(device.thread for device in self._devices)):
+            thread.join(timeout_s)
+        self._inbox.put(None)
+        self._reply.join(timeout_s)
+
+    def fault(self, now: float, stuck_s: float) -> str | None:
+        """Why the watchdog should not be fed: a thread that died, or work that does not move."""
+        threads = (self._intake, self._reply, *(device.thread for device in self._devices))
+        for thread in threads:
+            if not thread.is_alive():
+                return f"thread {thread.name} has died"
+        for device in self._devices:
+            if (running := device.running_s(now)) > stuck_s:
+                return f"a batch has been on {device.name} for {running:.0f} s"
+        if self._connected:  # without a broker, replies wait and hold everything back: no fault
+            for name, since in list(self._busy_since.items()):
+                if now - since > stuck_s:
+                    return f"thread {name} has made no progress for {now - since:.0f} s"
+        return None
+
+    # -------------------------------------------------------------- on mqtt-net: hand over
+
+    def arrived(self, arrival: Arrival) -> bool:
+        """Takes a PUBLISH over; False if there is no room, then it is dropped and counted."""
+        self._accepted += 1
+        self._metrics.count("arrivals_total")
+        try:
+            self._arrivals.put_nowait(arrival)
+        except queue.Full:
+            self._inbox.put(Unanswerable(arrival.receipt, "arrivals_full"))
+            return False
+        return True
+
+    def delivered(self, mid: int) -> None:
+        """The broker acknowledged a PUBLISH of ours."""
+        self._inbox.put(mid)
+
+    def link_changed(self, change: LinkUp | LinkDown) -> None:
+        """The connection came or went."""
+        self._inbox.put(change)
+
+    # -------------------------------------------------------------- on intake: decode, admit
+
+    def _take_in_all(self) -> None:
+        while (arrival := self._arrivals.get()) is not None:
+            self._busy_since["intake"] = time.monotonic()
+            self._take_in(arrival)
+            self._busy_since.pop("intake", None)
+
+    def _take_in(self, arrival: Arrival) -> None:
+        try:
+            reply_to = self._decoder.reply_to(arrival)
+        except EdgedError as err:
+            letter = Reply(
+                self._dead_topic,
+                dead_letter(arrival, err, ts=time.time()),
+                content_type=protocol.JSON,
+            )
+            self._hand_over(Unanswerable(arrival.receipt, err.code, letter))
+            return
+        request = None
+        try:
+            request = self._decoder.decode(arrival, reply_to)
+            self._room.put(request)
+        except EdgedError as err:
+            self._refuse(arrival, reply_to, err, request)
+        except Exception:
+            # A message that trips over a fault of ours must not come back for ever.
+            log.exception("a request could not be decoded", extra={"topic": arrival.topic[:200]})
+            error = InternalError("the request could not be read; the device's log has the details")
+            self._refuse(arrival, reply_to, error, request)
+
+    def _refuse(
+        self, arrival: Arrival, to: ReplyTo, error: EdgedError, request: Request | None
+    ) -> None:
+        self._hand_over(
+            Outcome(
+                receipt=arrival.receipt,
+                reply_to=to,
+                model=request.model if request else "",
+                id=request.id if request else "",
+                error=error,
+                received=arrival.received,
+                deadline=request.deadline if request else None,
+            )
+        )
+
+    def _hand_over(self, item: Outcome | Done | Unanswerable) -> None:
+        self._slots.acquire()
+        self._inbox.put(item)
+
+    def done(self, done: Done) -> None:
+        """Parts ended; called by devices, which wait here while too much waits for the broker."""
+        if done.samples:
+            model = done.parts[0].request.model
+            self._metrics.count("batches_total", model, done.reason)
+            self._metrics.observe("batch_samples", done.samples, model)
+            self._metrics.observe("compute_seconds", done.compute_s, model)
+            if done.error is not None:
+                self._metrics.count("batch_failures_total", model)
+        self._hand_over(done)
+
+    # -------------------------------------------------------------- on reply
+
+    def _reply_to_all(self) -> None:
+        while (item := self._inbox.get()) is not None:
+            self._busy_since["reply"] = time.monotonic()
+            self._handle(item)
+            if isinstance(item, (Outcome, Done, Unanswerable)):
+                self._owed += 1
+            if self._owed and self._publisher.backlog < BACKLOG:
+                self._slots.release(self._owed)
+                self._owed = 0
+            self._busy_since.pop("reply", None)
+
+    def _handle(self, item: Item) -> None:
+        if isinstance(item, Done):
+            self._gather(item)
+        elif isinstance(item, Outcome):
+            self._answer(item)
+        elif isinstance(item, int):
+            self._publisher.delivered(item)
+        elif isinstance(item, Unanswerable):
+            self._drop(item)
+        else:
+            self._link_changed(item)
+
+    def _link_changed(self, change: LinkUp | LinkDown) -> None:
+        self._connected = isinstance(change, LinkUp)
+        if isinstance(change, LinkUp):
+            self._max_packet_bytes = change.max_packet_bytes
+            self._publisher.connected(change.epoch, change.window)
+        else:
+            self._publisher.disconnected()
+        self._watchers.link(change)
+
+    def _gather(self, done: Done) -> None:
+        row = 0
+        for part in done.parts:
+            rows = _rows(done.outputs, row, part)
+            row += part.samples
+            outcome = self._gatherer.add(part, rows, done.timings(part), done.error)
+            if outcome is not None:
+                self._answer(outcome)
+
+    def _answer(self, outcome: Outcome) -> None:
+        self._publisher.reply(outcome, self._encode(outcome))
+
+    def _encode(self, outcome: Outcome) -> Reply | None:
+        shape = self._formats.get(outcome.model, ReplyFormat())
+        try:
+            return encode(
+                outcome,
+                now=time.monotonic(),
+                version=shape.version,
+                labels=shape.labels,
+                max_packet_bytes=self._max_packet_bytes,
+            )
+        except Exception:
+            # One reply that trips over a fault of ours must not end all others.
+            log.exception("a reply could not be encoded", extra={"model": outcome.model})
+            return None
+
+    def _drop(self, item: Unanswerable) -> None:
+        self._metrics.count("arrivals_dropped_total", item.reason)
+        if item.letter is not None:
+            self._send(item.letter)
+        self._publisher.dropped(item.receipt)
+        self._count_end()
+
+    def _send(self, reply: Reply) -> int | None:
+        return self._sender.publish(reply) if self._sender is not None else None
+
+    def _acknowledge(self, receipt: Receipt) -> bool:
+        if self._sender is not None and self._sender.acknowledge(receipt):
+            return True
+        self._metrics.count("acknowledgements_void_total")
+        return False
+
+    def _ended(self, outcome: Outcome, sent: bool) -> None:  # noqa: FBT001  # a plain fact
+        error = outcome.error
+        if error is not None:
+            self._metrics.count("errors_total", error.code)
+        if sent:
+            self._count_reply(outcome, error.status if error else 200)
+        else:
+            self._metrics.count("arrivals_dropped_total", "unsent")
+        self._count_end()
+
+    def _count_reply(self, outcome: Outcome, status: int) -> None:
+        model = outcome.model or "none"
+        self._metrics.count("replies_total", model, str(status))
+        if outcome.error is None:
+            self._metrics.count("samples_total", model, by=outcome.samples)
+            self._metrics.observe("queue_seconds", outcome.timings.queue_s, model)
+            self._metrics.observe("latency_seconds", time.monotonic() - outcome.received, model)
+        self._watchers.answered(outcome, status)
+
+    def _count_end(self) -> None:
+        self._finished += 1
+        if self._draining and not self.outstanding:
+            self._idle.set()
+
+
+def _rows(outputs: Mapping[str, Array], row: int, part: Part) -> dict[str, Array]:
+    return {name: rows[row : row + part.samples] for name, rows in outputs.items()}

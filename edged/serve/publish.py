@@ -1,0 +1,139 @@
+"""Send the reply, and only when the broker has it acknowledge the request. Owned by one thread.
+
+Nothing here waits or locks: `Publisher` is a state machine that the reply thread feeds with what
+happened (an outcome, a delivery, a connection that came or went).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edged.serve.request import Outcome, Receipt, Reply
+
+
+class AckQueue:
+    """Releases acknowledgements in the order of arrival, as MQTT demands [MQTT-4.6.0-2].
+
+    Receipts of one connection are numbered 1, 2, 3 ...; those of an earlier connection are void.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self._next = 1
+        self._finished: list[tuple[int, Receipt]] = []
+
+    def __repr__(self) -> str:
+        return f"<AckQueue next {self._next}, {len(self._finished)} wait for it>"
+
+    def connected(self, epoch: int) -> None:
+        """A new connection: what was pending is void, the broker delivers it again."""
+        self.epoch = epoch
+        self._next = 1
+        self._finished.clear()
+
+    def finished(self, receipt: Receipt) -> list[Receipt]:
+        """A request has ended; returns the receipts to acknowledge now, in order."""
+        if receipt.qos == 0 or receipt.epoch != self.epoch:
+            return []
+        heapq.heappush(self._finished, (receipt.order, receipt))
+        ready = []
+        while self._finished and self._finished[0][0] == self._next:
+            ready.append(heapq.heappop(self._finished)[1])
+            self._next += 1
+        return ready
+
+
+@dataclass(frozen=True)
+class PublisherPorts:
+    """What the publisher calls.
+
+    Attributes:
+        send: hands a PUBLISH to the link; the packet identifier, or None if it was not taken.
+        acknowledge: sends a PUBACK; False if its connection is gone.
+        ended: a request has ended, with its receipt and whether its reply went out.
+    """
+
+    send: Callable[[Reply], int | None]
+    acknowledge: Callable[[Receipt], bool]
+    ended: Callable[[Outcome, bool], None]
+
+
+class Publisher:
+    """Replies on their way out, within the broker's receive maximum.
+
+    Args:
+        ports: what it calls.
+    """
+
+    def __init__(self, ports: PublisherPorts) -> None:
+        self._ports = ports
+        self._acks = AckQueue()
+        self._connected = False
+        self._window = 1
+        self._sent: dict[int, Outcome] = {}
+        self._backlog: deque[tuple[Outcome, Reply]] = deque()
+
+    def __repr__(self) -> str:
+        state = "connected" if self._connected else "not connected"
+        return (
+            f"<Publisher {state}, {len(self._sent)} of {self._window} in flight, "
+            f"{len(self._backlog)} wait>"
+        )
+
+    @property
+    def backlog(self) -> int:
+        """Replies that wait for the window or the connection."""
+        return len(self._backlog)
+
+    def connected(self, epoch: int, window: int) -> None:
+        """A connection stands; replies sent on an earlier one are sent again by the client."""
+        self._acks.connected(epoch)
+        self._connected = True
+        self._window = window
+        self._flush()
+
+    def disconnected(self) -> None:
+        """The connection is gone: QoS 1 replies wait, QoS 0 ones are dropped."""
+        self._connected = False
+
+    def reply(self, outcome: Outcome, reply: Reply | None) -> None:
+        """Sends a reply, or keeps it until it may be sent; None: there is none to send."""
+        if reply is None:
+            self._end(outcome, sent=False)
+        elif reply.qos == 0:
+            sent = self._connected and self._ports.send(reply) is not None
+            self._end(outcome, sent=sent)
+        else:
+            self._backlog.append((outcome, reply))
+            self._flush()
+
+    def delivered(self, mid: int) -> None:
+        """The broker acknowledged a PUBLISH of ours (which need not be a reply)."""
+        outcome = self._sent.pop(mid, None)
+        if outcome is not None:
+            self._end(outcome, sent=True)
+            self._flush()
+
+    def dropped(self, receipt: Receipt) -> None:
+        """An arrival ended without any reply; it must not hold up the order."""
+        self._acknowledge(receipt)
+
+    def _flush(self) -> None:
+        while self._connected and self._backlog and len(self._sent) < self._window:
+            outcome, reply = self._backlog.popleft()
+            mid = self._ports.send(reply)
+            if mid is None:
+                self._end(outcome, sent=False)
+            else:
+                self._sent[mid] = outcome
+
+    def _end(self, outcome: Outcome, *, sent: bool) -> None:
+        self._ports.ended(outcome, sent)
+        self._acknowledge(outcome.receipt)
+
+    def _acknowledge(self, receipt: Receipt) -> None:
+        for ready in self._acks.finished(receipt):
+            self._ports.acknowledge(ready)

@@ -1,0 +1,219 @@
+"""Histograms and thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pytest
+
+from edged.build.calibrate import (
+    BINS,
+    Array,
+    Histogram,
+    NotFiniteError,
+    calibrate,
+    tensor_range,
+    threshold,
+)
+from edged.build.ranges import Ranges, Sources
+from edged.errors import BuildError
+from edged.recipe import CalibrateOptions
+
+SOURCES = Sources(model="", dataset="", preprocessing="")
+MSE = CalibrateOptions(method="mse")
+
+
+def histogram(*arrays: Array) -> Histogram:
+    """A histogram of these arrays."""
+    found = Histogram()
+    for values in arrays:
+        found.add(values)
+    return found
+
+
+def heavy_tailed(count: int = 200_000) -> Array:
+    """Values with rare large ones."""
+    return np.random.default_rng(0).standard_t(3, count).astype(np.float32)
+
+
+def squared_error(values: Array, top: float) -> float:
+    """Mean squared error of symmetric INT8, by doing it."""
+    step = top / 127
+    exact = np.asarray(values, np.float64)
+    return float(np.mean((exact - np.clip(np.rint(exact / step), -127, 127) * step) ** 2))
+
+
+def test_empty_arrays_are_counted_as_nothing() -> None:
+    """An array without entries changes nothing."""
+    assert histogram(np.zeros((0, 3), np.float32)).total == 0
+
+
+def test_range_doubles_and_keeps_every_count() -> None:
+    """A larger value merges bins; no count is lost and the range is the next power of two."""
+    found = histogram(np.full(10, 0.9, np.float32), np.array([5.0], np.float32))
+    assert (found.exponent, found.total, found.amax) == (3, 11, 5.0)
+    assert found.counts[int(0.9 / found.width)] == 10
+
+
+def test_range_may_grow_beyond_all_bins() -> None:
+    """Values that are smaller than a bin of the new range all fall into its first bin."""
+    found = histogram(np.full(7, 1e-20, np.float32), np.array([1e20], np.float32))
+    assert found.counts[0] == 7
+    assert found.total == 8
+
+
+def test_denormal_and_largest_values_have_a_bin() -> None:
+    """The whole range of float32 is counted without overflow."""
+    tiny, huge = np.float32(1e-45), np.finfo(np.float32).max
+    found = histogram(np.array([tiny, huge, -huge], np.float32))
+    assert found.total == 3
+    assert tensor_range(found, MSE).threshold > 0
+
+
+def test_zeros_are_counted_apart() -> None:
+    """Zeros are no signal, but count for percentiles and for the summary."""
+    found = histogram(np.array([0, 0, 0, -2], np.float32))
+    assert (found.zeros, found.quantile(0.5)) == (3, 0.0)
+    assert tensor_range(found, MSE).zeros == 0.75
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused_with_their_number(bad: float) -> None:
+    """NaN and infinities never reach a histogram."""
+    with pytest.raises(NotFiniteError, match="1 of 3 values"):
+        histogram(np.array([1, bad, 2], np.float32))
+
+
+def test_minmax_is_the_largest_magnitude() -> None:
+    """The sign does not count."""
+    found = histogram(np.array([1, -3], np.float32))
+    assert threshold(found, CalibrateOptions(method="minmax")) == 3.0
+
+
+@pytest.mark.parametrize("percentile", [99.0, 99.9, 99.99])
+def test_percentile_is_that_of_the_values_within_a_bin(percentile: float) -> None:
+    """The histogram's percentile is numpy's, up to the width of one bin."""
+    values = heavy_tailed()
+    found = histogram(values)
+    options = CalibrateOptions(method="percentile", percentile=percentile)
+    exact = float(np.percentile(np.abs(values), percentile))
+    assert threshold(found, options) == pytest.approx(exact, abs=found.width)
+
+
+def test_percentile_below_the_first_value_falls_back_to_the_largest() -> None:
+    """Where almost everything is zero a percentile would be zero, which is no threshold."""
+    values = np.zeros(100, np.float32)
+    values[0] = 4
+    options = CalibrateOptions(method="percentile", percentile=60)
+    assert threshold(histogram(values), options) == 4.0
+
+
+def test_mse_threshold_has_the_smallest_real_error() -> None:
+    """On heavy tails the chosen threshold beats the largest magnitude and every other one tried."""
+    values = heavy_tailed()
+    chosen = threshold(histogram(values), MSE)
+    tried = np.abs(values).max() * np.linspace(0.1, 1, 60)
+    best = min(squared_error(values, float(top)) for top in tried)
+    assert squared_error(values, chosen) <= best * 1.03
+    assert squared_error(values, chosen) < squared_error(values, float(np.abs(values).max())) * 0.7
+
+
+def test_mse_keeps_the_range_where_nothing_is_to_be_clipped() -> None:
+    """Evenly spread values are not clipped."""
+    values = np.linspace(-1.9, 1.9, 50_001, dtype=np.float32)
+    assert threshold(histogram(values), MSE) == pytest.approx(1.9, rel=0.01)
+
+
+def test_a_single_value_is_its_own_range() -> None:
+    """A constant tensor is represented exactly."""
+    found = tensor_range(histogram(np.full(5, 0.3, np.float32)), MSE)
+    assert found.threshold == pytest.approx(0.3, rel=1e-4)
+    assert found.clipped == 0
+
+
+def test_summary_tells_what_is_clipped_and_the_noise() -> None:
+    """The share above the threshold and the tensor's SQNR are those of the values."""
+    values = heavy_tailed()
+    found = tensor_range(histogram(values), MSE)
+    exact = float(np.mean(np.abs(values) > found.threshold))
+    assert found.clipped == pytest.approx(exact, abs=1e-4)
+    signal = float(np.mean(values.astype(np.float64) ** 2))
+    sqnr = 10 * np.log10(signal / squared_error(values, found.threshold))
+    assert found.sqnr_db == pytest.approx(sqnr, abs=0.3)
+
+
+# ------------------------------------------------------------------ the loop
+
+
+def doubled(batch: Mapping[str, Array]) -> dict[str, Array]:
+    """A float graph with one activation, ``y = 2 x``."""
+    return {"y": np.asarray(batch["x"], np.float32) * np.float32(2)}
+
+
+def run(values: Array, tensors: list[str], batch: int = 4) -> Ranges:
+    """Calibrates `doubled` on the rows of ``values``."""
+    batches: Iterator[dict[str, Array]] = (
+        {"x": values[at : at + batch]} for at in range(0, len(values), batch)
+    )
+    return calibrate(doubled, batches, tensors, MSE, SOURCES)
+
+
+def test_inputs_and_activations_get_ranges() -> None:
+    """A model input is calibrated from the batch, an activation from the graph."""
+    values = np.random.default_rng(1).normal(size=(10, 3)).astype(np.float32)
+    found = run(values, ["x", "y"])
+    assert found.samples == 10
+    assert found.tensors["y"].amax == pytest.approx(2 * found.tensors["x"].amax, rel=1e-4)
+
+
+def test_batch_size_does_not_change_the_ranges() -> None:
+    """The same samples give the same file, however they are batched."""
+    values = np.random.default_rng(1).normal(size=(50, 3)).astype(np.float32)
+    assert run(values, ["y"], batch=1) == run(values, ["y"], batch=50)
+
+
+def test_no_samples_are_refused() -> None:
+    """An empty split cannot be calibrated on."""
+    with pytest.raises(BuildError, match="has no samples"):
+        run(np.zeros((0, 3), np.float32), ["y"])
+
+
+def test_activation_that_is_never_but_zero_is_refused_with_its_name() -> None:
+    """A dead layer has no range; the message says which tensor and what to do."""
+    with pytest.raises(BuildError, match="'y' has no range: all of its 30 values are zero"):
+        run(np.zeros((10, 3), np.float32), ["y"])
+
+
+def test_activation_that_overflows_is_refused_with_its_samples() -> None:
+    """Infinity in the float model is named with tensor and samples."""
+    values = np.ones((10, 3), np.float32)
+    values[5] = np.inf
+    with pytest.raises(BuildError, match=r"'y': 3 of 12 values .* in samples 4 to 7"):
+        run(values, ["y"])
+
+
+def test_activation_of_another_type_is_refused() -> None:
+    """Only float32 activations are calibrated."""
+    with pytest.raises(BuildError, match="'x' is int64"):
+        run(np.ones((4, 3), np.int64), ["x"])
+
+
+def test_samples_are_streamed() -> None:
+    """Only one batch is alive at a time: memory does not grow with the number of samples."""
+    alive = 0
+
+    class Batch(dict[str, Array]):
+        def __init__(self) -> None:
+            nonlocal alive
+            super().__init__(x=np.ones((4, BINS), np.float32))
+            alive += 1
+            most.append(alive)
+
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= 1
+
+    most: list[int] = []
+    calibrate(doubled, (Batch() for _ in range(20)), ["y"], MSE, SOURCES)
+    assert max(most) <= 2  # the one in hand, and the next one while it is being made
