@@ -21,6 +21,7 @@ from edged.errors import ConfigError, EdgedError  # noqa: E402
 
 if TYPE_CHECKING:
     from edged.client import Endpoint
+    from edged.engine_store import Verdict
     from edged.settings import Settings
 
 
@@ -136,14 +137,28 @@ def _add_model_folders(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calib", type=Path, help="folder of calibration sets (paths.calib)")
 
 
+def _say(sentence: str, share: float) -> None:
+    print(f"{share:4.0%}  {sentence}", file=sys.stderr, flush=True)
+
+
 def _build(options: argparse.Namespace) -> int:
     from edged.build.pipeline import build_model
 
     paths = _settings(options).paths
     result = build_model(
-        options.model, engines=paths.engines, calib=paths.calib, force=options.force, progress=print
+        options.model, engines=paths.engines, calib=paths.calib, force=options.force, progress=_say
     )
-    print(result)
+    manifest = result.engine.manifest
+    if result.changed:
+        print(f"built {manifest.model} {manifest.key[:12]} in {result.seconds:.1f} s")
+    else:
+        print(f"{manifest.model} {manifest.key[:12]}: nothing has changed")
+    print(
+        f"{manifest.precision}, {len(manifest.quantized)} layers quantized, for {manifest.runner}; "
+        f"{manifest.latency_ms['1']:g} ms at batch 1, "
+        f"{manifest.latency_ms[str(manifest.max_batch)]:g} ms at {manifest.max_batch}"
+    )
+    _print_verdict(manifest.verdict)
     return 0
 
 
@@ -151,9 +166,16 @@ def _verify(options: argparse.Namespace) -> int:
     from edged.build.pipeline import verify_model
 
     paths = _settings(options).paths
-    verdict = verify_model(options.model, engines=paths.engines, calib=paths.calib)
-    print(verdict)
+    verdict = verify_model(options.model, engines=paths.engines, calib=paths.calib, progress=_say)
+    _print_verdict(verdict)
     return 0 if verdict.passed else 1
+
+
+def _print_verdict(verdict: Verdict) -> None:
+    print(f"{'samples':<16}{verdict.samples}  (held out)")
+    for name, value in verdict.metrics.items():
+        print(f"{name:<16}{value:.4f}")
+    print("passed" if verdict.passed else f"not passed: {'; '.join(verdict.reasons)}")
 
 
 # ------------------------------------------------------------------ asking

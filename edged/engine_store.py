@@ -76,7 +76,7 @@ class Manifest(_Strict):
     latency_ms: Mapping[str, float]
     """Batch size -> milliseconds when it was built; serving measures again at warm-up."""
     quantized: tuple[str, ...]
-    """Names of the layers that run in INT8."""
+    """Names of the layers with Q/DQ on both inputs; the runtime may still compute one in float."""
     verdict: Verdict
 
     @property

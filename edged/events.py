@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 import uuid
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
@@ -130,4 +131,22 @@ def cloud_event(event: Event, source: str) -> bytes:
         "datacontenttype": "application/json",
         "data": data,
     }
-    return json.dumps(document, separators=(",", ":")).encode()
+    return json_bytes(document)
+
+
+def json_bytes(document: object) -> bytes:
+    """Compact JSON; numbers that JSON does not have (NaN, infinity) become null."""
+    try:
+        return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+    except ValueError:
+        return json.dumps(_without_nan(document), separators=(",", ":"), allow_nan=False).encode()
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return value

@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from edged.errors import ConfigError
 
@@ -62,7 +62,13 @@ def configure(level: str = "info", format: str = "json", stream: TextIO | None =
     logging.captureWarnings(capture=True)
 
 
-class _Handler(logging.StreamHandler[TextIO]):
+if TYPE_CHECKING:
+    _TextHandler = logging.StreamHandler[TextIO]
+else:  # generic for type checkers alone before Python 3.11
+    _TextHandler = logging.StreamHandler
+
+
+class _Handler(_TextHandler):
     """Ours, so that a second `configure` finds what the first one added."""
 
     def __init__(self, stream: TextIO) -> None:

@@ -84,9 +84,9 @@ class Metrics:
         """Adds to a counter.
 
         Raises:
-            KeyError: no such metric, or another number of labels: a fault of the caller.
+            KeyError: no such counter, or another number of labels: a fault of the caller.
         """
-        key = _key(name, labels)
+        key = _key(name, labels, "counter")
         with self._lock:
             self._counters[key] = self._counters.get(key, 0) + by
 
@@ -94,9 +94,9 @@ class Metrics:
         """Adds a value to a histogram.
 
         Raises:
-            KeyError: no such metric, or another number of labels: a fault of the caller.
+            KeyError: no such histogram, or another number of labels: a fault of the caller.
         """
-        key = _key(name, labels)
+        key = _key(name, labels, "histogram")
         buckets = METRICS[name].buckets
         at = bisect_left(buckets, value)
         with self._lock:
@@ -108,7 +108,7 @@ class Metrics:
 
     def value(self, name: str, *labels: str) -> int:
         """A counter's value; 0 if it never counted."""
-        return self._counters.get(_key(name, labels), 0)
+        return self._counters.get(_key(name, labels, "counter"), 0)
 
     def total(self, name: str) -> int:
         """A counter's sum over all label values."""
@@ -134,7 +134,9 @@ class Metrics:
         return result
 
 
-def _key(name: str, labels: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+def _key(name: str, labels: tuple[str, ...], kind: str) -> tuple[str, tuple[str, ...]]:
+    if METRICS[name].kind != kind:
+        raise KeyError(f"metric {name} is a {METRICS[name].kind}, not a {kind}")
     if len(labels) != len(METRICS[name].labels):
         raise KeyError(f"metric {name} has labels {METRICS[name].labels}, got {labels}")
     return name, labels

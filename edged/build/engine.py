@@ -183,7 +183,7 @@ def _logger(trt: ModuleType) -> Any:
 
 
 def network_flags(trt: Any) -> int:
-    """Flags of a new network: strongly typed where the module can do that, else explicit batches."""
+    """Flags of a new network: strongly typed where that exists, else explicit batches."""
     flags = trt.NetworkDefinitionCreationFlag
     for name in ("STRONGLY_TYPED", "EXPLICIT_BATCH"):
         if hasattr(flags, name):

@@ -32,7 +32,16 @@ from edged.engine_store import Engine, EngineStore, Manifest, Verdict
 from edged.errors import BuildError, ConfigError, EngineError, EngineRefusedError
 from edged.latency import LatencyCurve
 from edged.recipe import MODEL_NAME, Recipe, load_recipe
-from edged.runners import Array, Runner, fingerprint, input_specs, output_specs, run_batch, warm_up
+from edged.runners import (
+    Array,
+    Runner,
+    fingerprint,
+    input_specs,
+    load,
+    output_specs,
+    run_batch,
+    warm_up,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -139,6 +148,34 @@ def build_model(
     return BuildResult(engine, changed=True, seconds=time.monotonic() - begun)
 
 
+def verify_model(
+    name: str,
+    *,
+    engines: Path,
+    calib: Path,
+    progress: Progress = lambda _sentence, _share: None,
+) -> Verdict:
+    """Compares the installed engine of a model with its FP32 model on the held-out split.
+
+    Args:
+        name: the model's name.
+        engines: recipes, models and engines.
+        calib: calibration sets.
+        progress: told what goes on.
+
+    Raises:
+        ConfigError: the recipe is missing or wrong.
+        BuildError: a source is wrong.
+        EngineRefusedError: no engine is installed that may run here.
+    """
+    build = _open(name, engines / name, calib / name, progress)
+    runner = load(EngineStore(engines).usable(name, build.runtime))
+    try:
+        return _verify(build, _reference(build), runner)
+    finally:
+        runner.close()
+
+
 # ------------------------------------------------------------------ sources and identity
 
 
@@ -179,7 +216,7 @@ def _run(store: EngineStore, build: _Build, *, force: bool) -> Engine:
     quantized = _quantize(build, force=force)
     runner = _open_runner(build, quantized.model)
     try:
-        verdict = _verify(build, quantized.reference, runner)
+        verdict = _require_pass(_verify(build, quantized.reference, runner))
         curve = _measure(build, runner)
     finally:
         runner.close()
@@ -203,6 +240,17 @@ def _quantize(build: _Build, *, force: bool) -> _Quantized:
         data = quantize.quantize(model, placed, ranges.thresholds())
     layers = tuple(layer.node for layer in placed.layers)
     return _Quantized(data, build.model, layers, placed, ranges)
+
+
+def _reference(build: _Build) -> bytes:
+    """The model without quantization: itself, unless it brings its own Q/DQ nodes."""
+    from edged.build import onnx_graph, quantize
+
+    with build.stage("read", "reading the model", 0.02):
+        source = onnx_graph.load_model(build.model)
+        return (
+            quantize.without_pairs(source) if onnx_graph.has_quantization(source) else build.model
+        )
 
 
 def _ranges(build: _Build, model: onnx.ModelProto, placed: Placement, *, force: bool) -> Ranges:
@@ -269,11 +317,7 @@ def _open_runner(build: _Build, model: bytes) -> Runner:
 
 
 def _verify(build: _Build, reference: bytes, runner: Runner) -> Verdict:
-    """Compares on the held-out split.
-
-    Raises:
-        BuildError: a gate was not passed.
-    """
+    """Compares on the held-out split."""
     from edged.build.verify import Comparison, judge
 
     recipe, heldout = build.recipe, build.dataset.heldout
@@ -285,15 +329,17 @@ def _verify(build: _Build, reference: bytes, runner: Runner) -> Verdict:
             inputs = model_inputs(batch.inputs, recipe.input)
             outputs = run_batch(runner, inputs).outputs
             comparison.add(graph.run(inputs, names), outputs, batch.labels)
-        metrics = comparison.metrics()
-        verdict = judge(metrics, comparison.samples, recipe.verify)
-        if not verdict.passed:
-            raise BuildError(
-                f"the engine did not pass and is not installed: {'; '.join(verdict.reasons)} "
-                f"(measured: {', '.join(f'{k} {v:g}' for k, v in metrics.items())}). Exclude "
-                "sensitive layers under [quantize], give better samples, or relax [verify]"
-            )
-    return verdict
+        return judge(comparison.metrics(), comparison.samples, recipe.verify)
+
+
+def _require_pass(verdict: Verdict) -> Verdict:
+    if verdict.passed:
+        return verdict
+    raise BuildError(
+        f"the engine did not pass and is not installed: {'; '.join(verdict.reasons)} "
+        f"(measured: {', '.join(f'{k} {v:g}' for k, v in verdict.metrics.items())}). Exclude "
+        "sensitive layers under [quantize], give better samples, or relax [verify]"
+    )
 
 
 def _measure(build: _Build, runner: Runner) -> LatencyCurve:

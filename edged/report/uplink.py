@@ -6,7 +6,6 @@ best effort; a durable outbox can stand behind the same interface.
 
 from __future__ import annotations
 
-import json
 import logging
 import queue
 import threading
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Protocol
 
-from edged.events import Event, Telemetry, cloud_event
+from edged.events import Event, Telemetry, cloud_event, json_bytes
 from edged.metrics import Metrics
 from edged.protocol import Topics
 
@@ -83,11 +82,14 @@ class Uplink:
     def _work(self) -> None:
         due = time.monotonic() + self._interval_s
         while True:
-            try:
-                event = self._events.get(timeout=max(0.0, due - time.monotonic()))
-            except queue.Empty:
-                due = time.monotonic() + self._interval_s
+            now = time.monotonic()
+            if now >= due:  # also while events keep coming
+                due = now + self._interval_s
                 self._publish(self._telemetry())
+                continue
+            try:
+                event = self._events.get(timeout=due - now)
+            except queue.Empty:
                 continue
             if event is None:
                 return
@@ -96,7 +98,7 @@ class Uplink:
     def _publish(self, event: Event) -> None:
         if isinstance(event, Telemetry):
             topic = self._topics.telemetry("metrics")
-            payload = json.dumps(asdict(event), separators=(",", ":")).encode()
+            payload = json_bytes(asdict(event))
         else:
             topic = self._topics.event(event.kind)
             payload = cloud_event(event, f"/{self._topics.base}")

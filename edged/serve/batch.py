@@ -234,7 +234,8 @@ class WaitingRoom:
         with self._changed:
             self._free[device] += 1
             self._queues[model].timer.completed(samples, service_s)
-            self._changed.notify_all()
+            if self._waiting():  # else there is nothing to wake up for
+                self._changed.notify_all()
 
     def drain(self) -> None:
         """Refuses what comes from now on, and runs what waits without waiting for more."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import random
-import socket
 import ssl
 import threading
 import time
@@ -25,29 +24,14 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from edged.backoff import backoff_s
 from edged.metrics import Metrics
+from edged.serve.publish_properties import PublishProperties
 from edged.serve.request import Arrival, LinkDown, LinkUp, Receipt, Reply
+from edged.serve.socket_loop import SocketLoop
 from edged.settings import BrokerSettings
 
 log = logging.getLogger(__name__)
-
-LOOP_S = 1.0
-"""paho's loop looks at keep-alive at least so often."""
-
-
-def backoff_s(attempt: int, shortest: float, longest: float, chance: float) -> float:
-    """How long to wait before connection attempt number ``attempt`` (0 is the first retry).
-
-    Doubling, with full jitter above half, so that a fleet does not come back in one instant.
-
-    Args:
-        attempt: failures since the last good connection, minus one.
-        shortest: seconds before the first retry, at most.
-        longest: seconds, never exceeded.
-        chance: uniform in [0, 1).
-    """
-    ceiling = min(longest, shortest * 2.0 ** min(attempt, 32))
-    return ceiling * (0.5 + 0.5 * chance)
 
 
 @dataclass(frozen=True)
@@ -100,9 +84,8 @@ class BrokerLink:
         self._was_connected = False
         self._attempts = 0
         self._stop = threading.Event()
-        # Guards the epoch against a reconnection between the check and the acknowledgement.
-        self._epoch_lock = threading.Lock()
         self._client = self._make_client(client_id)
+        self._loop = SocketLoop(self._client)
         self._thread = threading.Thread(target=self._run, name="mqtt-net", daemon=True)
 
     def __repr__(self) -> str:
@@ -127,6 +110,7 @@ class BrokerLink:
         """
         if self.connected.is_set():
             info = self._client.publish(self._status_topic, farewell, qos=1, retain=True)
+            self._loop.wake()
             if self._thread.is_alive():
                 try:
                     info.wait_for_publish(timeout_s)
@@ -134,6 +118,7 @@ class BrokerLink:
                     log.debug("farewell not delivered: %s", err)
         self._stop.set()
         self._client.disconnect()
+        self._loop.wake()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
@@ -146,19 +131,17 @@ class BrokerLink:
             The packet identifier that ``delivered`` will name; None if it was not taken (QoS 0
             without a connection, or a topic that paho refuses).
         """
-        properties = _properties(PacketTypes.PUBLISH)
-        if reply.correlation is not None:
-            properties.CorrelationData = reply.correlation
-        if reply.content_type:
-            properties.ContentType = reply.content_type
-        if reply.expiry_s is not None:
-            properties.MessageExpiryInterval = reply.expiry_s
-        if reply.user:
-            properties.UserProperty = list(reply.user)
         try:
-            info = self._client.publish(
-                reply.topic, reply.payload, reply.qos, reply.retain, properties
-            )
+            properties = PublishProperties(reply)
+            with self._loop.lock:
+                info = self._client.publish(
+                    reply.topic,
+                    reply.payload,
+                    reply.qos,
+                    reply.retain,
+                    properties,  # type: ignore[arg-type]  # paho only packs it
+                )
+                self._loop.write()
         except ValueError as err:
             log.warning("not published: %s", err, extra={"topic": reply.topic})
             return None
@@ -168,10 +151,11 @@ class BrokerLink:
 
     def acknowledge(self, receipt: Receipt) -> bool:
         """Sends the PUBACK of a request; False if its connection is gone and it is void."""
-        with self._epoch_lock:
+        with self._loop.lock:  # no reconnection comes between the check and the acknowledgement
             if receipt.epoch != self.epoch or not self.connected.is_set():
                 return False
             self._client.ack(receipt.mid, receipt.qos)
+            self._loop.write()
             return True
 
     # -------------------------------------------------------------- the network thread
@@ -204,10 +188,6 @@ class BrokerLink:
         client.on_publish = self._guarded(self._on_publish)
         client.on_subscribe = self._guarded(self._on_subscribe)
         client.on_disconnect = self._guarded(self._on_disconnect)
-        client.on_socket_open = self._guarded(_no_delay)
-        # With a writer registered, paho only queues and wakes the loop; without one, the thread
-        # that publishes would write to the socket itself, beside the network thread.
-        client.on_socket_register_write = _leave_it_to_the_loop
         return client
 
     def _guarded(self, callback: Callable[..., None]) -> Callable[..., None]:
@@ -224,8 +204,7 @@ class BrokerLink:
         while not self._stop.is_set():
             try:
                 self._connect()
-                while self._client.loop(LOOP_S) == paho.MQTT_ERR_SUCCESS:
-                    pass
+                self._loop.exchange()
             except OSError as err:
                 self._say_down(str(err) or type(err).__name__)
             except Exception as err:
@@ -250,7 +229,7 @@ class BrokerLink:
 
     def _connect(self) -> None:
         settings = self._settings
-        with self._epoch_lock:
+        with self._loop.lock:
             self.epoch += 1
             self._order = 0
         will = _properties(PacketTypes.WILLMESSAGE)
@@ -382,14 +361,3 @@ class BrokerLink:
 
 def _properties(packet_type: int) -> Properties:
     return Properties(packet_type)  # type: ignore[no-untyped-call]  # paho has no types here
-
-
-def _no_delay(_client: paho.Client, _userdata: object, sock: Any) -> None:
-    """Nagle's algorithm would hold answers back for up to 40 ms; paho leaves it on."""
-    raw = sock if isinstance(sock, socket.socket) else getattr(sock, "_socket", None)
-    if raw is not None and raw.family in {socket.AF_INET, socket.AF_INET6}:
-        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _leave_it_to_the_loop(_client: paho.Client, _userdata: object, _sock: object) -> None:
-    """The loop is woken by paho's own socket pair."""

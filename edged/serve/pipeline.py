@@ -118,7 +118,8 @@ class Pipeline:
         self._metrics = metrics
         self._watchers = watchers
         self._devices: tuple[Device, ...] = ()
-        self._arrivals: queue.Queue[Arrival | None] = queue.Queue(max(ARRIVALS, receive_maximum))
+        self._arrivals: queue.SimpleQueue[Arrival | None] = queue.SimpleQueue()
+        self._arrivals_limit = max(ARRIVALS, receive_maximum)
         self._inbox: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
         self._slots = threading.Semaphore(SLOTS)
         self._owed = 0  # slots taken up, given back once the backlog is short
@@ -196,11 +197,10 @@ class Pipeline:
         """Takes a PUBLISH over; False if there is no room, then it is dropped and counted."""
         self._accepted += 1
         self._metrics.count("arrivals_total")
-        try:
-            self._arrivals.put_nowait(arrival)
-        except queue.Full:
+        if self._arrivals.qsize() >= self._arrivals_limit:
             self._inbox.put(Unanswerable(arrival.receipt, "arrivals_full"))
             return False
+        self._arrivals.put(arrival)
         return True
 
     def delivered(self, mid: int) -> None:

@@ -117,11 +117,14 @@ class BatchTimer:
 
     def arrived(self, now: float, samples: int) -> None:
         """Samples were admitted."""
-        if self._first is None:
-            self._first = now
+        if not math.isfinite(now):
+            return
+        if self._first is None or now < self._last:
+            # The first one, or a clock that jumped back: the estimate begins anew.
+            self._first, self._last, self._score, self._arrivals = now, now, 0.0, 0
         self._score = self._score * self._decay(now) + samples
         self._arrivals += samples
-        self._last = max(self._last, now)
+        self._last = now
 
     def completed(self, samples: int, service_s: float) -> None:
         """A batch came back after ``service_s`` seconds on the device.
@@ -131,7 +134,8 @@ class BatchTimer:
         """
         if not (service_s > 0 and math.isfinite(service_s)):
             return
-        residual = math.log(service_s / (self.phi * self.curve(samples)))
+        # A difference of logarithms: the quotient of a tiny time could underflow to 0.
+        residual = math.log(service_s) - math.log(self.phi * self.curve(samples))
         large = abs(residual) > max(0.15, 3 * self._spread)
         self._surprises = self._surprises + 1 if large else 0
         gain = 0.7 if self._surprises >= 2 else 0.05
@@ -182,16 +186,19 @@ class BatchTimer:
             return Decision(self.cap, now, Reason.CAP)
         if waiting.urgent:
             return Decision(size, now, Reason.URGENT)
-        if waiting.weight >= self.limit(now):
+        # Never true with a NaN, nor with times that are still to come: then M is 1.
+        sound = waiting.weight > 0 and waiting.newest <= now and self._last <= now
+        if not sound or waiting.weight >= self.limit(now):
             return Decision(size, now, Reason.COUNT)
         at, reason = self._guard(now, waiting)
-        return Decision(0 if at > now else size, max(at, now), reason)
+        return Decision(0, at, reason) if at > now else Decision(size, now, reason)
 
     def _guard(self, now: float, waiting: Waiting) -> tuple[float, Reason]:
         """The earliest of the three guards."""
         after_next = min(waiting.samples + 1, self.cap)
         deadline = waiting.deadline - self.cautious_s(after_next) - self.slack_s
-        rate = self.rate(now)
+        # The rate of the last arrival: one that decays while none comes would put the guard off.
+        rate = self.rate(self._last)
         gap = waiting.newest + 3 / rate if rate > 0 else now
         waited = waiting.weight * now - waiting.arrival_weight
         alpha = self.phi * self.curve.line()[0]
@@ -202,6 +209,4 @@ class BatchTimer:
         )  # fmt: skip
 
     def _decay(self, now: float) -> float:
-        if not math.isfinite(self._last):
-            return 1.0
         return math.exp(-max(0.0, now - self._last) / RATE_WINDOW_S)

@@ -167,7 +167,7 @@ def test_opset_that_cannot_be_raised_is_refused() -> None:
     model = onnx_models.hidden_weights()
     model.graph.node[1].op_type = "Upsample"
     model.opset_import[0].version = 8
-    with pytest.raises(BuildError, match="has opset 8, INT8 needs 13 .* export it again"):
+    with pytest.raises(BuildError, match=r"has opset 8, INT8 needs 13 .* export it again"):
         normalise(model, IMAGE)
 
 

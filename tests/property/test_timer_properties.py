@@ -1,0 +1,483 @@
+"""The batch timer keeps its promises, whatever happened before."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edged.latency import LatencyCurve
+from edged.serve.timer import (
+    MIN_ARRIVALS,
+    PHI_LIMITS,
+    RATE_WINDOW_S,
+    BatchTimer,
+    Decision,
+    Waiting,
+)
+
+SIZES = (1, 2, 4, 8, 16, 32)
+JUNK = (math.nan, math.inf, -math.inf)
+
+
+def linear(alpha: float, beta: float) -> LatencyCurve:
+    """A device on which a batch of b takes alpha + beta b seconds."""
+    return LatencyCurve(SIZES, tuple(alpha + beta * size for size in SIZES))
+
+
+def waiting(arrivals: Sequence[float], deadline: float = math.inf) -> Waiting:
+    """Normal samples that came at these times."""
+    return Waiting(
+        samples=len(arrivals),
+        weight=float(len(arrivals)),
+        arrival_weight=math.fsum(arrivals),
+        newest=max(arrivals),
+        deadline=deadline,
+    )
+
+
+curves = st.builds(
+    linear, alpha=st.floats(1e-4, 0.05), beta=st.one_of(st.just(0.0), st.floats(1e-6, 5e-3))
+)
+prices = st.sampled_from([0.5, 2.0, 10.0, 100.0])
+caps = st.integers(1, 48)
+histories = st.lists(st.tuples(st.floats(1e-4, 0.3), st.integers(1, 6)), max_size=60)
+
+
+@st.composite
+def situations(draw: st.DrawFn, prices: st.SearchStrategy[float]) -> tuple[BatchTimer, float]:
+    """A timer after a history of arrivals and batches, and the time of the last arrival."""
+    timer = BatchTimer(draw(curves), draw(caps), price=draw(prices))
+    now = 1000.0
+    for gap, samples in draw(histories):
+        now += gap
+        timer.arrived(now, samples)
+    for factor in draw(st.lists(st.floats(0.25, 8.0), max_size=6)):
+        timer.completed(4, factor * timer.curve(4))
+    return timer, now
+
+
+queues = st.lists(st.floats(0, 0.5), min_size=1, max_size=60)
+"""How long ago each waiting sample came, in seconds."""
+
+
+# ------------------------------------------------------------------ one decision
+
+
+@given(situations(st.just(0.0)), queues, st.floats(0, 1))
+def test_without_a_price_it_never_waits(
+    situation: tuple[BatchTimer, float], ages: list[float], later: float
+) -> None:
+    """With c = 0 whatever waits is run at once, as much of it as fits."""
+    timer, now = situation
+    now += later
+
+    decision = timer.decide(now, waiting([now - age for age in ages]))
+
+    assert decision.samples == min(len(ages), timer.cap)
+    assert decision.at == now
+
+
+@given(situations(prices), queues, st.floats(0, 1), st.floats(-0.1, 1))
+def test_it_never_waits_past_a_guard_and_never_exceeds_the_cap(
+    situation: tuple[BatchTimer, float], ages: list[float], later: float, left: float
+) -> None:
+    """A batch closes now with 1 to cap samples, or later but in time for the earliest deadline."""
+    timer, now = situation
+    now += later
+    state = waiting([now - age for age in ages], deadline=now + left)
+
+    decision = timer.decide(now, state)
+
+    if decision.samples:
+        assert decision.samples == min(len(ages), timer.cap)
+        assert decision.at == now
+        return
+    one_more = min(len(ages) + 1, timer.cap)
+    assert now < decision.at <= state.deadline - timer.cautious_s(one_more) - timer.slack_s
+    alpha = timer.phi * timer.curve.line()[0]
+    assert math.fsum(decision.at - now + age for age in ages) <= 2 * timer.price * alpha + 1e-6
+
+
+@given(situations(prices), queues, st.floats(0, 1))
+def test_a_batch_closes_when_it_was_said_to(
+    situation: tuple[BatchTimer, float], ages: list[float], later: float
+) -> None:
+    """Asked again at the time that it named, with nothing new, the timer closes the batch."""
+    timer, now = situation
+    now += later
+    state = waiting([now - age for age in ages], deadline=now + 10)
+
+    first = timer.decide(now, state)
+    second = timer.decide(first.at + 1e-9, state)
+
+    assert second.samples == min(len(ages), timer.cap)
+
+
+@given(situations(prices), queues, queues)
+def test_asking_changes_nothing(
+    situation: tuple[BatchTimer, float], ages: list[float], others: list[float]
+) -> None:
+    """A decision depends on what happened alone, not on how often or about what it was asked."""
+    timer, now = situation
+    state = waiting([now - age for age in ages], deadline=now + 1)
+
+    first = timer.decide(now, state)
+    for age in others:
+        timer.decide(now + age, waiting([now - other for other in others]))
+
+    assert timer.decide(now, state) == first
+
+
+@given(situations(prices), st.integers(1, 5))
+def test_an_urgent_request_closes_at_once(
+    situation: tuple[BatchTimer, float], samples: int
+) -> None:
+    """Whatever the price, nothing waits together with an urgent request."""
+    timer, now = situation
+
+    decision = timer.decide(now, replace(waiting([now] * samples), urgent=True))
+
+    assert decision.samples == min(samples, timer.cap)
+
+
+# ------------------------------------------------------------------ bad values
+
+numbers = st.one_of(st.sampled_from(JUNK), st.floats(-10, 10), st.floats())
+
+
+@given(
+    curves,
+    st.sampled_from([0.0, 10.0, math.nan, math.inf]),
+    st.lists(st.tuples(st.sampled_from(["arrived", "completed"]), numbers), max_size=60),
+    st.lists(numbers, min_size=5, max_size=5),
+)
+def test_bad_values_never_raise(
+    curve: LatencyCurve, price: float, history: list[tuple[str, float]], last: list[float]
+) -> None:
+    """NaN, infinities and a clock that jumps lead to a decision all the same."""
+    timer = BatchTimer(curve, 8, price=price)
+    for what, number in history:
+        if what == "arrived":
+            timer.arrived(number, 2)
+        else:
+            timer.completed(2, number)
+    now, weight, arrival_weight, newest, deadline = last
+
+    decision = timer.decide(now, Waiting(3, weight, arrival_weight, newest, deadline))
+
+    assert decision.samples in {0, 3}
+    assert PHI_LIMITS[0] <= timer.phi <= PHI_LIMITS[1]
+    assert timer.limit(now) >= 1
+
+
+def patient() -> tuple[BatchTimer, float, Waiting]:
+    """A timer that wants 6 samples and sees 2."""
+    timer = BatchTimer(linear(0.01, 0.001), 32, price=4.0)
+    now = 1000.0
+    for _ in range(200):
+        now += 0.002
+        timer.arrived(now, 1)
+    state = waiting([now - 0.002, now], deadline=now + 10)
+    assert timer.decide(now, state).samples == 0
+    return timer, now, state
+
+
+@pytest.mark.parametrize("now", [*JUNK, 0.0, 999.0])
+def test_a_clock_that_lies_makes_it_greedy(now: float) -> None:
+    """A clock that is no number, or jumped back, makes nothing wait."""
+    timer, _, state = patient()
+
+    assert timer.decide(now, state).samples == 2
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"weight": math.nan}, {"weight": 0.0}, {"arrival_weight": math.nan},
+        {"newest": math.nan}, {"newest": math.inf}, {"newest": 1e6},
+        {"deadline": math.nan}, {"deadline": -math.inf},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_queue_that_lies_makes_it_greedy(bad: dict[str, float]) -> None:
+    """Values that cannot be make nothing wait."""
+    timer, now, state = patient()
+
+    assert timer.decide(now, replace(state, **bad)).samples == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("price", [math.nan, math.inf, -1.0])
+def test_a_price_that_is_none_makes_it_greedy(price: float) -> None:
+    """A price without meaning counts as 0."""
+    timer, now, state = patient()
+    timer.price = price
+
+    assert timer.decide(now, state).samples == 2
+
+
+def test_after_a_jump_back_the_rate_is_learned_anew() -> None:
+    """The estimate neither freezes nor piles up when the clock begins again."""
+    timer, _, _ = patient()
+    for count in range(1, 2001):
+        timer.arrived(count * 0.01, 1)
+        if count < MIN_ARRIVALS:
+            assert timer.rate(count * 0.01) == 0
+
+    assert timer.rate(20.005) == pytest.approx(100, rel=0.1)
+
+
+# ------------------------------------------------------------------ formulas
+
+
+@given(histories.filter(bool), st.floats(1e-3, 1))
+def test_rate_is_the_exponential_kernel(history: list[tuple[float, int]], later: float) -> None:
+    """The running estimate equals the sum over all arrivals, corrected for the short past."""
+    timer = BatchTimer(linear(0.01, 0.001), 8)
+    times = list(np.cumsum([gap for gap, _ in history]))
+    samples = [count for _, count in history]
+    for time, count in zip(times, samples, strict=True):
+        timer.arrived(float(time), count)
+    now = float(times[-1]) + later
+
+    score = sum(
+        count * math.exp(-(now - time) / RATE_WINDOW_S)
+        for time, count in zip(times, samples, strict=True)
+    )
+    seen = -math.expm1(-(now - times[0]) / RATE_WINDOW_S)
+    expected = score / (RATE_WINDOW_S * seen) if sum(samples) >= MIN_ARRIVALS else 0
+
+    assert timer.rate(now) == pytest.approx(expected, rel=1e-9)
+
+
+@given(situations(prices), st.floats(0, 0.3))
+def test_limit_is_the_formula(situation: tuple[BatchTimer, float], later: float) -> None:
+    """M is the rounded square root of 2 c alpha lambda (1 - lambda beta), from 1 to the cap."""
+    timer, now = situation
+    rate = timer.rate(now + later)
+    curve = timer.curve
+    beta, alpha = timer.phi * np.polyfit(curve.sizes, curve.seconds, 1)
+    root = math.sqrt(max(0.0, 2 * timer.price * alpha * rate * (1 - rate * beta)))
+
+    limit = timer.limit(now + later)
+
+    assert 1 <= limit <= timer.cap
+    # Just at a half either neighbour is right.
+    allowed = {min(timer.cap, max(1, round(root + error))) for error in (-1e-6, 0, 1e-6)}
+    assert limit in allowed
+
+
+# ------------------------------------------------------------------ the scale of the curve
+
+
+@given(curves, st.sampled_from([0.5, 2.0, 4.0]), st.lists(st.integers(1, 32), min_size=5))
+def test_phi_follows_a_change_within_a_few_batches(
+    curve: LatencyCurve, factor: float, sizes: list[int]
+) -> None:
+    """When the device gets slower or faster, the expected times follow after five batches."""
+    timer = BatchTimer(curve, 32)
+    for _ in range(40):
+        timer.completed(8, curve(8))
+    for size in sizes[:5]:
+        timer.completed(size, factor * curve(size))
+
+    assert timer.service_s(16) == pytest.approx(factor * curve(16), rel=0.12)
+
+
+@given(curves, st.floats(0.9, 1.1))
+def test_noise_moves_phi_little(curve: LatencyCurve, noise: float) -> None:
+    """One batch that is a tenth off changes the expectation by less than a hundredth."""
+    timer = BatchTimer(curve, 32)
+    timer.completed(8, noise * curve(8))
+
+    assert timer.phi == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("junk", [0.0, -1.0, math.nan, math.inf, -math.inf])
+def test_phi_ignores_junk(junk: float) -> None:
+    """A failed batch, or a time that is none, tells nothing."""
+    timer = BatchTimer(linear(0.01, 0.001), 32)
+
+    timer.completed(8, junk)
+
+    assert timer.phi == 1.0
+
+
+@pytest.mark.parametrize(("service", "limit"), [(5e-324, 0.3), (1e300, 20.0)])
+def test_phi_is_clamped(service: float, limit: float) -> None:
+    """However absurd the times, the scale keeps its bounds."""
+    timer = BatchTimer(linear(100.0, 0.0), 32)
+    for _ in range(5):
+        timer.completed(8, service)
+
+    assert timer.phi == limit
+
+
+# ------------------------------------------------------------------ a device, simulated
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One batch of a simulation."""
+
+    closed: float
+    free: float
+    """When the device had become free."""
+    arrivals: tuple[float, ...]
+    service_s: float
+    alpha: float
+    """Setup time as the timer saw it when it closed the batch."""
+    decision: Decision
+
+    @property
+    def voluntary_s(self) -> float:
+        """Seconds that its samples waited although the device was free, summed up."""
+        return math.fsum(self.closed - max(self.free, came) for came in self.arrivals)
+
+
+def simulate(
+    timer: BatchTimer, arrivals: Sequence[float], slow: float = 1.0, slo: float = math.inf
+) -> list[Ran]:
+    """One device and one timer: discrete events, no randomness of its own."""
+    ran: list[Ran] = []
+    queue: list[float] = []
+    position, free, done, alarm, size = 0, 0.0, math.inf, math.inf, 0
+    while position < len(arrivals) or queue:
+        came = arrivals[position] if position < len(arrivals) else math.inf
+        now = min(came, done, alarm)
+        if now == came:
+            queue.append(came)
+            timer.arrived(now, 1)
+            position += 1
+        elif now == done:
+            timer.completed(size, ran[-1].service_s)
+            free, done = now, math.inf
+        alarm = math.inf
+        if done < math.inf or not queue:
+            continue
+        decision = timer.decide(now, waiting(queue, deadline=queue[0] + slo))
+        size = decision.samples
+        if size:
+            alpha = timer.phi * timer.curve.line()[0]
+            service = slow * timer.curve(size)
+            ran.append(Ran(now, free, tuple(queue[:size]), service, alpha, decision))
+            del queue[:size]
+            done = now + service
+        else:
+            alarm = decision.at
+    return ran
+
+
+def poisson(rate: float, count: int, seed: int) -> list[float]:
+    """Arrival times."""
+    chance = random.Random(seed)
+    now, times = 0.0, []
+    for _ in range(count):
+        now += chance.expovariate(rate)
+        times.append(now)
+    return times
+
+
+def cost(ran: Sequence[Ran], price: float) -> float:
+    """J_c in seconds: mean latency + c x (device time per sample)."""
+    samples = sum(len(batch.arrivals) for batch in ran)
+    latency = math.fsum(
+        batch.closed + batch.service_s - came for batch in ran for came in batch.arrivals
+    )
+    device = math.fsum(batch.service_s for batch in ran)
+    return (latency + price * device) / samples
+
+
+@given(
+    curves, st.one_of(st.just(0.0), prices), caps, st.floats(0.05, 0.9), st.integers(0, 10**6),
+    st.sampled_from([0.6, 1.0, 3.0]),
+)  # fmt: skip
+def test_whole_runs_keep_the_promises(
+    curve: LatencyCurve, price: float, cap: int, load: float, seed: int, slow: float
+) -> None:
+    """Everything is served once, in order, within the cap, and waits no more than it may save."""
+    arrivals = poisson(load * cap / curve(cap), 150, seed)
+    timer = BatchTimer(curve, cap, price=price)
+
+    ran = simulate(timer, arrivals, slow)
+
+    assert [came for batch in ran for came in batch.arrivals] == arrivals
+    for batch in ran:
+        assert 1 <= len(batch.arrivals) <= cap
+        assert batch.voluntary_s <= 2 * price * batch.alpha + 1e-9
+        if price == 0:
+            assert batch.closed == max(batch.free, batch.arrivals[0])
+
+
+@given(curves, prices, st.floats(0.05, 0.5), st.integers(0, 10**6))
+def test_waiting_alone_misses_no_deadline(
+    curve: LatencyCurve, price: float, load: float, seed: int
+) -> None:
+    """No batch that the timer held back on a free device ends after its earliest deadline."""
+    timer = BatchTimer(curve, 32, price=price)
+    slo = 3 * curve(32)
+
+    ran = simulate(timer, poisson(load * 32 / curve(32), 150, seed), slo=slo)
+
+    for batch in ran:
+        if batch.closed > max(batch.free, batch.arrivals[-1]):
+            assert batch.closed + batch.service_s <= batch.arrivals[0] + slo
+
+
+@given(prices, st.integers(0, 10**6), st.integers(1, 99))
+def test_the_future_changes_no_decision(price: float, seed: int, cut: int) -> None:
+    """Two runs with the same past decide the same, whatever comes later."""
+    curve = linear(0.002, 0.00025)
+    arrivals = poisson(1000, 100, seed)
+    other = arrivals[:cut] + [came + 0.05 for came in arrivals[cut:]]
+
+    one = simulate(BatchTimer(curve, 32, price=price), arrivals)
+    two = simulate(BatchTimer(curve, 32, price=price), other)
+
+    until = arrivals[cut]
+    past = [batch for batch in one if batch.closed < until]
+    assert past == [batch for batch in two if batch.closed < until]
+
+
+# The device of the published comparison: 2 ms + 0.25 ms a sample, 32 at most, at 30 % load.
+DEVICE = linear(0.002, 0.00025)
+BUSY = poisson(0.3 * 32 / DEVICE(32), 20_000, seed=7)
+
+
+def fixed_count(count: int, arrivals: Sequence[float], price: float) -> float:
+    """J_c of the rule "serve once so many wait", by its own recursion."""
+    free, begin, latency, device = 0.0, 0, 0.0, 0.0
+    while begin < len(arrivals):
+        ready = min(begin + count, len(arrivals)) - 1
+        start, end = max(free, arrivals[ready]), ready + 1
+        while end < len(arrivals) and end - begin < 32 and arrivals[end] <= start:
+            end += 1
+        service = DEVICE(end - begin)
+        free = start + service
+        latency += math.fsum(free - came for came in arrivals[begin:end])
+        device += service
+        begin = end
+    return (latency + price * device) / len(arrivals)
+
+
+def test_a_price_is_worth_its_wait() -> None:
+    """At c = 10 and 30 % load the count limit beats greedy, and nearly equals the best count."""
+    costs = {count: fixed_count(count, BUSY, 10) for count in range(1, 13)}
+
+    priced = cost(simulate(BatchTimer(DEVICE, 32, price=10), BUSY), 10)
+
+    assert priced < 0.95 * costs[1]
+    assert priced < 1.02 * min(costs.values())
+
+
+def test_price_zero_is_greedy() -> None:
+    """At c = 0 it runs exactly as a server that takes whatever waits."""
+    free = cost(simulate(BatchTimer(DEVICE, 32), BUSY), 0)
+
+    assert free == pytest.approx(fixed_count(1, BUSY, 0), rel=1e-12)
