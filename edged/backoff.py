@@ -16,3 +16,42 @@ def backoff_s(attempt: int, shortest: float, longest: float, chance: float) -> f
     """
     ceiling = min(longest, shortest * 2.0 ** min(attempt, 32))
     return ceiling * (0.5 + 0.5 * chance)
+
+
+class Backoff:
+    """Pauses between attempts, which grow until a connection has stood for the longest pause.
+
+    A connection alone is no reason to hurry again: two clients of one name would take the session
+    from each other several times a second, and a broker that accepts and then drops everyone would
+    be stormed.
+
+    Args:
+        shortest: seconds before the first retry, at most.
+        longest: seconds, never exceeded.
+    """
+
+    def __init__(self, shortest: float, longest: float) -> None:
+        self._shortest = shortest
+        self._longest = longest
+        self._attempts = 0
+        self._since: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<Backoff {self._attempts} attempts since the last steady connection>"
+
+    def connected(self, now: float) -> None:
+        """A connection stands from ``now``, monotonic seconds, on."""
+        self._since = now
+
+    def pause_s(self, now: float, chance: float) -> float:
+        """Seconds to wait after a failed attempt or a lost connection.
+
+        Args:
+            now: monotonic seconds.
+            chance: uniform in [0, 1).
+        """
+        if self._since is not None and now - self._since >= self._longest:
+            self._attempts = 0
+        self._since = None
+        self._attempts += 1
+        return backoff_s(self._attempts - 1, self._shortest, self._longest, chance)

@@ -156,6 +156,14 @@ class EngineError(ServiceError):
     code = "engine_failed"
 
 
+class DeviceFaultError(EngineError):
+    """The device itself failed: what it was given may be sound, and may run elsewhere."""
+
+    code = "device_fault"
+    status = 503
+    retryable = True
+
+
 class ReplyTooLargeError(ServiceError):
     """The reply is larger than the broker accepts."""
 

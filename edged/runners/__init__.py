@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from statistics import median
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
@@ -129,23 +130,26 @@ def output_specs(specs: Sequence[OutputSpec]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(spec.name, DTYPES[spec.datatype], spec.shape) for spec in specs)
 
 
-def fingerprint(kind: str) -> dict[str, str]:
-    """What this device and its runtime are, for one kind of runner (`Manifest.runner`).
+def fingerprint(kind: str, device: str = "cuda:0") -> dict[str, str]:
+    """What a device and its runtime are, for one kind of runner (`Manifest.runner`).
 
-    Cheap: the runtime itself is not imported. Its patch version is left out, since it changes no
-    results that verification would see.
+    Cheap for ONNX Runtime, which is not imported. Its patch version is left out, since it changes
+    no results that verification would see.
+
+    Args:
+        kind: ``onnx`` or ``tensorrt``.
+        device: ``cuda:N``; ONNX Runtime runs on the CPU whatever it is.
 
     Raises:
         EngineRefusedError: that kind cannot run here.
     """
-    if kind != "onnx":
-        raise EngineRefusedError(
-            f"engines for {kind} cannot run with this version of edged; build it again for onnx"
-        )
+    if kind == "tensorrt":
+        facts: dict[str, str] = _tensorrt().fingerprint(device)
+        return facts
     for distribution in ("onnxruntime", "onnxruntime-gpu"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             version = ".".join(metadata.version(distribution).split(".")[:2])
-            return {"runner": kind, "onnxruntime": version, "arch": platform.machine()}
+            return {"runner": "onnx", "onnxruntime": version, "arch": platform.machine()}
     raise EngineRefusedError(_NO_ONNX_RUNTIME)
 
 
@@ -155,23 +159,40 @@ _NO_ONNX_RUNTIME = (
 )
 
 
-def load(engine: Engine, *, lanes: int = 1, threads: int = 0) -> Runner:
+def load(
+    engine: Engine, *, device: str = "cuda:0", lanes: int | None = None, threads: int = 0
+) -> Runner:
     """Loads an installed engine with the runner it was built for.
 
     Args:
         engine: from `EngineStore.usable`.
-        lanes: lanes of the runner.
+        device: ``cuda:N`` for TensorRT; ONNX Runtime runs on the CPU whatever it is.
+        lanes: lanes of the runner; None: its default.
         threads: ONNX Runtime's threads inside one operator; 0: one for each core.
 
     Raises:
         EngineRefusedError: damaged, refused by the runtime, or the runtime is not installed.
     """
+    if engine.manifest.runner == "tensorrt":
+        runner: Runner = _tensorrt().load(engine, device=device, lanes=lanes)
+        return runner
     try:
         # Imported by need: the daemon loads no runtime that no engine asks for.
         from edged.runners import onnx
     except ModuleNotFoundError as err:
         raise EngineRefusedError(_NO_ONNX_RUNTIME) from err
-    return onnx.load(engine, lanes=lanes, threads=threads)
+    return onnx.load(engine, lanes=lanes or 1, threads=threads)
+
+
+def _tensorrt() -> ModuleType:
+    try:
+        from edged.runners import tensorrt
+    except ModuleNotFoundError as err:
+        raise EngineRefusedError(
+            f"this engine needs pycuda, which cannot be imported ({err.name} is missing); "
+            "install it with: pip install 'edged[cuda]'"
+        ) from err
+    return tensorrt
 
 
 def run_batch(runner: Runner, batch: Mapping[str, Array], lane: int = 0) -> Completion:

@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -48,6 +49,19 @@ def _first_line(err: BaseException) -> str:
     return (str(err).strip() or type(err).__name__).splitlines()[0][:300]
 
 
+@dataclass(frozen=True)
+class _Form:
+    """What a model says of one of its tensors.
+
+    Attributes:
+        type: ONNX Runtime's name of it, e.g. ``tensor(float)``.
+        shape: sizes, batch axis first; a name or None where it says none.
+    """
+
+    type: str
+    shape: tuple[int | str | None, ...]
+
+
 class FloatGraph:
     """A model as it is, run at once: the reference in calibration and in verification.
 
@@ -59,6 +73,10 @@ class FloatGraph:
         self._session = _session(model, threads)
         self.input_names = tuple(item.name for item in self._session.get_inputs())
         self.output_names = tuple(item.name for item in self._session.get_outputs())
+        self.forms = {
+            item.name: _Form(item.type, tuple(item.shape))
+            for item in (*self._session.get_inputs(), *self._session.get_outputs())
+        }
 
     def run(
         self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None
@@ -94,7 +112,8 @@ class OnnxRunner:
         threads: threads inside one operator; 0: one for each core.
 
     Raises:
-        EngineRefusedError: ONNX Runtime refuses the model, or its names are not those of the specs.
+        EngineRefusedError: ONNX Runtime refuses the model, or its names, shapes or dtypes are not
+            those of the specs.
     """
 
     device = "cpu"
@@ -115,6 +134,7 @@ class OnnxRunner:
         self.lanes = lanes
         self._graph = FloatGraph(model, threads=threads)
         self._check_names()
+        self._check_forms()
         self._names = [spec.name for spec in self.outputs]
         self._staging = [
             {
@@ -144,6 +164,22 @@ class OnnxRunner:
                 raise EngineRefusedError(
                     f"the model's {kind} are {sorted(found)}, but the manifest names "
                     f"{sorted(spec.name for spec in wanted)}; build the engine again"
+                )
+
+    def _check_forms(self) -> None:
+        kinds = [("input", spec) for spec in self.inputs]
+        for kind, spec in kinds + [("output", spec) for spec in self.outputs]:
+            form = self._graph.forms[spec.name]
+            if form.type != _TYPES.get(spec.dtype) or not _fits(form.shape, spec.shape):
+                raise EngineRefusedError(
+                    f"{kind} {spec.name!r} has shape {list(form.shape)} and type {form.type} in "
+                    f"the model, the manifest says {['batch', *spec.shape]} and {spec.dtype}; "
+                    "correct the recipe and build again"
+                )
+            if form.shape and isinstance(form.shape[0], int):
+                raise EngineRefusedError(
+                    f"{kind} {spec.name!r} has its batch axis fixed at {form.shape[0]} in the "
+                    "model; export it with a dynamic first axis and build again"
                 )
 
     def staging(self, lane: int) -> Mapping[str, Array]:
@@ -189,6 +225,33 @@ class OnnxRunner:
                     f"output {spec.name!r} has shape {list(outputs[spec.name].shape)}, the "
                     f"manifest says {[samples, *spec.shape]}; correct the recipe and build again"
                 )
+
+
+_TYPES: dict[np.dtype[np.generic], str] = {
+    np.dtype(np.bool_): "tensor(bool)",
+    np.dtype(np.int8): "tensor(int8)",
+    np.dtype(np.uint8): "tensor(uint8)",
+    np.dtype(np.int16): "tensor(int16)",
+    np.dtype(np.uint16): "tensor(uint16)",
+    np.dtype(np.int32): "tensor(int32)",
+    np.dtype(np.uint32): "tensor(uint32)",
+    np.dtype(np.int64): "tensor(int64)",
+    np.dtype(np.uint64): "tensor(uint64)",
+    np.dtype(np.float16): "tensor(float16)",
+    np.dtype(np.float32): "tensor(float)",
+    np.dtype(np.float64): "tensor(double)",
+}
+
+
+def _fits(form: Sequence[int | str | None], sample: Sequence[int]) -> bool:
+    """Whether a model's shape can be a batch of samples; an empty one says nothing."""
+    if not form:
+        return True
+    return len(form) == len(sample) + 1 and all(
+        size == wanted
+        for size, wanted in zip(form[1:], sample, strict=True)
+        if isinstance(size, int)
+    )
 
 
 def load(engine: Engine, *, lanes: int = 1, threads: int = 0) -> OnnxRunner:

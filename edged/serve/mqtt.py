@@ -24,7 +24,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from edged.backoff import backoff_s
+from edged.backoff import Backoff
 from edged.metrics import Metrics
 from edged.serve.publish_properties import PublishProperties
 from edged.serve.request import Arrival, LinkDown, LinkUp, Receipt, Reply
@@ -32,6 +32,9 @@ from edged.serve.socket_loop import SocketLoop
 from edged.settings import BrokerSettings
 
 log = logging.getLogger(__name__)
+
+SESSION_TAKEN_OVER = 0x8E
+"""Reason code of a DISCONNECT (MQTT 5, 3.14.2.1)."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class BrokerLink:
         self._order = 0
         self._said_down = False
         self._was_connected = False
-        self._attempts = 0
+        self._backoff = Backoff(settings.backoff_min_s, settings.backoff_max_s)
         self._stop = threading.Event()
         self._client = self._make_client(client_id)
         self._loop = SocketLoop(self._client)
@@ -214,18 +217,8 @@ class BrokerLink:
             if self.connected.is_set():
                 self._lost("connection lost")
             if not self._stop.is_set():
-                self._stop.wait(self._pause_s())
-
-    def _pause_s(self) -> float:
-        settings = self._settings
-        pause = backoff_s(
-            self._attempts,
-            settings.backoff_min_s,
-            settings.backoff_max_s,
-            random.random(),  # noqa: S311  # jitter, not a secret
-        )
-        self._attempts += 1
-        return pause
+                chance = random.random()  # noqa: S311  # jitter, not a secret
+                self._stop.wait(self._backoff.pause_s(time.monotonic(), chance))
 
     def _connect(self) -> None:
         settings = self._settings
@@ -280,7 +273,7 @@ class BrokerLink:
             self._say_down(f"it refuses this client: {reason}")
             self._client.disconnect()
             return
-        self._attempts = 0
+        self._backoff.connected(time.monotonic())
         self._said_down = False
         offered = getattr(properties, "ReceiveMaximum", 65535)
         self.connected.set()
@@ -323,10 +316,7 @@ class BrokerLink:
         self, _client: paho.Client, _userdata: object, message: paho.MQTTMessage
     ) -> None:
         received = time.monotonic()
-        order = 0
-        if message.qos:
-            self._order += 1
-            order = self._order
+        order = self._order + 1 if message.qos else 0
         properties = message.properties
         arrival = Arrival(
             topic=message.topic,
@@ -341,6 +331,8 @@ class BrokerLink:
             retained=message.retain,
         )
         self._handlers.arrived(arrival)
+        if order:  # only now: a number that nobody answers for would hold up all later ones
+            self._order = order
 
     def _on_publish(
         self, _client: paho.Client, _userdata: object, mid: int,
@@ -355,6 +347,10 @@ class BrokerLink:
         self, _client: paho.Client, _userdata: object, _flags: paho.DisconnectFlags,
         reason: ReasonCode, _properties: Properties | None,
     ) -> None:  # fmt: skip
+        if reason.value == SESSION_TAKEN_OVER:
+            log.error(
+                "another client has this device's MQTT client id; give each its own device.name"
+            )
         if self.connected.is_set():
             self._lost(str(reason))
 

@@ -49,15 +49,16 @@ from edged.serve.request import (
 log = logging.getLogger(__name__)
 
 ARRIVALS = 1024
-"""Least length of the arrivals queue; it never is shorter than the broker's receive maximum."""
+"""Length of the arrivals queue for QoS 0; QoS 1 has the broker's receive maximum on top."""
 SLOTS = 256
 """Outcomes and batches that may wait for the reply thread."""
 BACKLOG = 1024
 """Replies that may wait for the broker before intake and devices are held back."""
 
 
-Item: TypeAlias = Outcome | Done | Unanswerable | LinkUp | LinkDown | int
-"""What the reply thread is told; an int is the packet identifier of a delivery."""
+Item: TypeAlias = Outcome | Done | Unanswerable | Receipt | LinkUp | LinkDown | int
+"""What the reply thread is told; an int is the packet identifier of a delivery, a receipt that of
+an arrival for which there was no room."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Pipeline:
         self._watchers = watchers
         self._devices: tuple[Device, ...] = ()
         self._arrivals: queue.SimpleQueue[Arrival | None] = queue.SimpleQueue()
-        self._arrivals_limit = max(ARRIVALS, receive_maximum)
+        self._receive_maximum = receive_maximum
         self._inbox: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
         self._slots = threading.Semaphore(SLOTS)
         self._owed = 0  # slots taken up, given back once the backlog is short
@@ -195,13 +196,16 @@ class Pipeline:
 
     def arrived(self, arrival: Arrival) -> bool:
         """Takes a PUBLISH over; False if there is no room, then it is dropped and counted."""
-        self._accepted += 1
         self._metrics.count("arrivals_total")
-        if self._arrivals.qsize() >= self._arrivals_limit:
-            self._inbox.put(Unanswerable(arrival.receipt, "arrivals_full"))
-            return False
-        self._arrivals.put(arrival)
-        return True
+        qos = arrival.receipt.qos
+        if self._arrivals.qsize() < ARRIVALS + (self._receive_maximum if qos else 0):
+            self._accepted += 1
+            self._arrivals.put(arrival)
+            return True
+        self._metrics.count("arrivals_dropped_total", "arrivals_full")
+        if qos:  # a broker that ignores our receive maximum
+            self._inbox.put(arrival.receipt)
+        return False
 
     def delivered(self, mid: int) -> None:
         """The broker acknowledged a PUBLISH of ours."""
@@ -294,6 +298,8 @@ class Pipeline:
             self._publisher.delivered(item)
         elif isinstance(item, Unanswerable):
             self._drop(item)
+        elif isinstance(item, Receipt):
+            self._publisher.dropped(item)
         else:
             self._link_changed(item)
 

@@ -1,0 +1,238 @@
+"""One CUDA device as a runner uses it: context, streams, buffers, events, graphs.
+
+pycuda owns what has to be freed (context, streams, events, memory); the calls of the hot path, and
+the graph calls that pycuda lacks, go to the driver library through ctypes, which gives the
+interpreter lock away as pycuda does. TensorRT works in the device's primary context, so that one is
+retained, never a new one (and never ``pycuda.autoinit``, which binds the importing thread).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pycuda.driver as drv
+
+from edged.errors import DeviceFaultError, EngineRefusedError
+from edged.runners import Array
+
+_RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED: other threads may allocate meanwhile
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: not ordered after the legacy default stream
+
+
+class Driver:
+    """The driver calls that are made for each batch, and those for graphs.
+
+    Raises:
+        EngineRefusedError: there is no NVIDIA driver library.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._library = ctypes.CDLL("libcuda.so.1")
+        except OSError as err:
+            raise EngineRefusedError(
+                "no NVIDIA driver is installed here (libcuda.so.1 is missing); "
+                "install one, or build the engine for onnx"
+            ) from err
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Calls a driver function.
+
+        Raises:
+            DeviceFaultError: it returned an error, which is named.
+        """
+        code = getattr(self._library, name)(*arguments)
+        if code:
+            raise DeviceFaultError(f"{name} failed: {self._text(code)}")
+
+    def _text(self, code: int) -> str:
+        text = ctypes.c_char_p()
+        self._library.cuGetErrorName(code, ctypes.byref(text))
+        return f"{(text.value or b'unknown error').decode()} ({code})"
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What a CUDA device is.
+
+    Attributes:
+        name: as its driver calls it.
+        compute_capability: e.g. ``8.7``.
+        integrated: it shares the memory of the CPU, as on Jetson.
+        memory_bytes: all of it.
+    """
+
+    name: str
+    compute_capability: str
+    integrated: bool
+    memory_bytes: int
+
+
+class CudaDevice:
+    """A device and its primary context. Threads that use it call `use` first.
+
+    Args:
+        name: ``cuda:N``.
+
+    Raises:
+        EngineRefusedError: no driver, or no such device.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.driver = Driver()
+        self._threads = threading.local()
+        try:
+            drv.init()
+            device = drv.Device(int(name.removeprefix("cuda:")))
+            self._context = device.retain_primary_context()
+        except drv.Error as err:
+            raise EngineRefusedError(f"{name} cannot be used: {err}") from err
+        self._handle = ctypes.c_void_p()
+        with self.current():
+            self.driver.call("cuCtxGetCurrent", ctypes.byref(self._handle))
+        attribute = drv.device_attribute
+        self.facts = DeviceFacts(
+            name=device.name(),
+            compute_capability=".".join(map(str, device.compute_capability())),
+            integrated=bool(device.get_attribute(attribute.INTEGRATED)),
+            memory_bytes=device.total_memory(),
+        )
+
+    def __repr__(self) -> str:
+        return f"<CudaDevice {self.name} {self.facts.name}>"
+
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        """Makes the context current for pycuda, which wants to know where its objects belong."""
+        self._context.push()
+        try:
+            yield
+        finally:
+            drv.Context.pop()
+
+    def use(self) -> None:
+        """Makes the context current in this thread, once; cheap after the first call.
+
+        Not by pycuda's stack of contexts: that has to be empty when a thread ends.
+        """
+        if not getattr(self._threads, "bound", False):
+            self.driver.call("cuCtxSetCurrent", self._handle)
+            self._threads.bound = True
+
+    def free_bytes(self) -> int:
+        """Device memory that is free now; on Jetson the driver's view, without page cache."""
+        with self.current():
+            return int(drv.mem_get_info()[0])
+
+    def stream(self) -> drv.Stream:
+        """A new stream."""
+        with self.current():
+            return drv.Stream(_NON_BLOCKING)
+
+    def event(self) -> drv.Event:
+        """A new event; waiting for it sleeps instead of burning a core."""
+        flags = drv.event_flags
+        with self.current():
+            return drv.Event(flags.BLOCKING_SYNC | flags.DISABLE_TIMING)
+
+    def buffer(
+        self, shape: tuple[int, ...], dtype: np.dtype[np.generic], *, mapped: bool
+    ) -> Buffer:
+        """A staging buffer.
+
+        Raises:
+            EngineRefusedError: out of memory.
+        """
+        with self.current():
+            try:
+                return _make_buffer(shape, dtype, mapped=mapped)
+            except drv.MemoryError as err:
+                raise EngineRefusedError(
+                    f"{self.name} has no memory for a staging buffer {shape} of {dtype}; "
+                    "lower max_batch, serve fewer models, or free memory"
+                ) from err
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Page-locked memory of the host and its counterpart on the device.
+
+    Attributes:
+        host: the array that the CPU reads and writes.
+        address: what the engine is told.
+        device: the device's own memory; None where the device reads the host's (mapped).
+    """
+
+    host: Array
+    address: int
+    device: Any
+
+    def copy_in(self, stream: drv.Stream, rows: int) -> None:
+        """Enqueues the first rows, host to device; nothing where it is mapped."""
+        if self.device is not None:
+            drv.memcpy_htod_async(self.device, self.host[:rows], stream)
+
+    def copy_out(self, stream: drv.Stream, rows: int) -> None:
+        """Enqueues the first rows, device to host; nothing where it is mapped."""
+        if self.device is not None:
+            drv.memcpy_dtoh_async(self.host[:rows], self.device, stream)
+
+
+def _make_buffer(shape: tuple[int, ...], dtype: np.dtype[np.generic], *, mapped: bool) -> Buffer:
+    flags = drv.host_alloc_flags.DEVICEMAP if mapped else 0
+    host = drv.pagelocked_empty(shape, dtype, mem_flags=flags)
+    host[...] = 0
+    if mapped:
+        return Buffer(host, int(host.base.get_device_pointer()), None)
+    device = drv.mem_alloc(max(1, host.nbytes))
+    return Buffer(host, int(device), device)
+
+
+class Graph:
+    """Work of a stream, captured once and launched as a whole.
+
+    Args:
+        driver: driver calls.
+        stream: where it is captured and launched.
+        enqueue: puts the work on the stream; it must have run there once before.
+
+    Raises:
+        DeviceFaultError: the work cannot be captured.
+    """
+
+    def __init__(self, driver: Driver, stream: drv.Stream, enqueue: Callable[[], None]) -> None:
+        self._driver = driver
+        self._stream = ctypes.c_void_p(stream.handle)
+        self._exec = ctypes.c_void_p()
+        graph = ctypes.c_void_p()
+        driver.call("cuStreamBeginCapture_v2", self._stream, _RELAXED)
+        try:
+            enqueue()
+        finally:
+            driver.call("cuStreamEndCapture", self._stream, ctypes.byref(graph))
+        try:
+            driver.call(
+                "cuGraphInstantiateWithFlags",
+                ctypes.byref(self._exec),
+                graph,
+                ctypes.c_ulonglong(0),
+            )
+        finally:
+            driver.call("cuGraphDestroy", graph)
+
+    def launch(self) -> None:
+        """Puts the captured work on the stream."""
+        self._driver.call("cuGraphLaunch", self._exec, self._stream)
+
+    def close(self) -> None:
+        """Frees it; nothing may be running."""
+        if self._exec.value:
+            self._driver.call("cuGraphExecDestroy", self._exec)
+            self._exec = ctypes.c_void_p()

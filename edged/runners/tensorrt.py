@@ -1,0 +1,323 @@
+"""TensorRT engines on a CUDA device: contexts, streams, pinned or mapped buffers, CUDA graphs.
+
+The same code runs `tensorrt` 8.6 to 11.x and `tensorrt_rtx`: only the name-based API is used, and
+what one of them lacks is probed for. Each lane has a stream, a set of staging buffers and an
+execution context for each optimization profile in use, so that the copies and the computation of
+consecutive batches overlap.
+
+An engine only ever runs at the batch sizes that were warmed: a batch in between is padded up, since
+a new shape can cost a second of kernel compilation. For each lane and size the copies in, the
+engine and the copies out are captured as one CUDA graph, which costs a few microseconds of host
+time to launch; where capture fails, or replays another result than the plain calls, the size runs
+by plain calls.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import queue
+import threading
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edged.engine_store import Engine
+from edged.errors import DeviceFaultError, EngineError
+from edged.runners import Array, Completion, TensorSpec, input_specs, output_specs
+from edged.runners.cuda import Buffer, CudaDevice, Graph
+from edged.runners.tensorrt_engine import TensorRTEngine, import_tensorrt
+
+log = logging.getLogger(__name__)
+
+DEFAULT_LANES = 2
+
+
+def fingerprint(device: str) -> dict[str, str]:
+    """What a TensorRT engine is bound to on a device.
+
+    Raises:
+        EngineRefusedError: no TensorRT, no driver, or no such device.
+    """
+    trt, facts = import_tensorrt(), CudaDevice(device).facts
+    return {
+        "runner": "tensorrt",
+        "runtime": f"{trt.__name__.removesuffix('_bindings')} {trt.__version__}",
+        "gpu": facts.name,
+        "compute_capability": facts.compute_capability,
+        "arch": platform.machine(),
+    }
+
+
+@dataclass
+class _Lane:
+    """One execution slot."""
+
+    stream: Any
+    done: Any
+    inputs: dict[str, Buffer]
+    outputs: dict[str, Buffer]
+    contexts: dict[int, Any] = field(default_factory=dict)
+    graphs: dict[int, Graph] = field(default_factory=dict)
+    shapes: dict[int, int] = field(default_factory=dict)
+    """Optimization profile -> batch size that its context is set to."""
+
+
+class TensorRTRunner:
+    """A TensorRT engine on one device. Implements `edged.runners.Runner`.
+
+    Args:
+        plan: the serialized engine.
+        inputs: as the manifest has them.
+        outputs: as the manifest has them.
+        max_batch: most samples in one batch.
+        device: ``cuda:N``.
+        sizes: batch sizes to run at, ascending up to max_batch; empty: powers of two.
+        lanes: number of lanes.
+        cache: file for what TensorRT-RTX compiles at the first run; None: it is compiled anew.
+        mapped: let the device read the host's buffers instead of copying; None: where memory is
+            shared, as on Jetson.
+
+    Raises:
+        EngineRefusedError: no TensorRT or device, out of memory, or the plan is not for this
+            device, this TensorRT or these specs.
+    """
+
+    def __init__(
+        self,
+        plan: bytes,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        max_batch: int,
+        *,
+        device: str = "cuda:0",
+        sizes: Sequence[int] = (),
+        lanes: int | None = None,
+        cache: Path | None = None,
+        mapped: bool | None = None,
+    ) -> None:
+        self.device = device
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self.max_batch = max_batch
+        powers = {2**n for n in range(max_batch.bit_length())} | {max_batch}
+        self.sizes = tuple(sorted(sizes or (n for n in powers if n <= max_batch)))
+        self.lanes = lanes or DEFAULT_LANES
+        self.graphs = 0
+        self._cache_file = cache
+        self._closed = False
+        self._cuda = CudaDevice(device)
+        self._cuda.use()
+        self._trt = import_tensorrt()
+        self._engine = TensorRTEngine(self._trt, plan, self.inputs, self.outputs, cache)
+        self._profiles = {size: self._engine.profile_for(size) for size in self.sizes}
+        on_device = self._cuda.facts.integrated if mapped is None else mapped
+        self._lanes = [self._make_lane(mapped=on_device) for _ in range(self.lanes)]
+        self._submitted: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._last = 0.0
+        self._thread = threading.Thread(target=self._wait_all, name=f"{device}-done", daemon=True)
+        self._thread.start()
+
+    def __repr__(self) -> str:
+        return (
+            f"<TensorRTRunner {self.device}, {self.lanes} lanes, {self.graphs} graphs, "
+            f"sizes {list(self.sizes)}>"
+        )
+
+    # -------------------------------------------------------------- the Runner protocol
+
+    def staging(self, lane: int) -> Mapping[str, Array]:
+        """Input buffers of one lane by name, each ``[max_batch, *shape]``, page-locked."""
+        return {name: buffer.host for name, buffer in self._lanes[lane].inputs.items()}
+
+    def submit(self, lane: int, samples: int, done: Callable[[Completion], None]) -> None:
+        """Starts the first ``samples`` rows of a lane; see `edged.runners.Runner`."""
+        if not 0 <= lane < self.lanes:
+            raise ValueError(f"lane {lane} does not exist, there are {self.lanes}")
+        if not 1 <= samples <= self.max_batch:
+            raise ValueError(f"{samples} samples are outside 1 and max_batch {self.max_batch}")
+        if self._closed:
+            raise ValueError("the runner is closed")
+        begun = time.monotonic()
+        slot, size = self._lanes[lane], self.padded(samples)
+        error: EngineError | None = None
+        try:
+            self._cuda.use()
+            graph = slot.graphs.get(size)
+            if graph is not None:
+                graph.launch()
+            else:
+                self._enqueue(slot, size)
+            slot.done.record(slot.stream)
+        except EngineError as err:
+            error = err
+        except Exception as err:  # pycuda has no base class that covers all of its errors
+            error = DeviceFaultError(f"{self.device} failed to start a batch: {err}")
+        self._submitted.put((lane, samples, begun, error, done))
+
+    def padded(self, samples: int) -> int:
+        """The batch size at which so many samples run."""
+        return self.sizes[bisect_left(self.sizes, samples)]
+
+    def close(self) -> None:
+        """Waits for what was submitted, then gives everything back."""
+        if self._closed:
+            return
+        self._closed = True
+        self._submitted.put(None)
+        self._thread.join()
+        self._cuda.use()
+        with self._cuda.current():
+            for lane in self._lanes:
+                for graph in lane.graphs.values():
+                    graph.close()
+                lane.contexts.clear()
+            self._lanes.clear()
+            self._engine.close()
+
+    # -------------------------------------------------------------- warm-up
+
+    def prepare(self, progress: Callable[[int, int], None] = lambda _done, _total: None) -> None:
+        """Runs every size on every lane once, then captures the graphs. Nobody may use the runner.
+
+        Raises:
+            EngineError: the engine fails.
+        """
+        steps = len(self.sizes) * len(self._lanes)
+        for index, lane in enumerate(self._lanes):
+            for position, size in enumerate(self.sizes):
+                self._capture(lane, size)
+                progress(index * len(self.sizes) + position + 1, steps)
+        self._check_graphs()
+        self.graphs = sum(len(lane.graphs) for lane in self._lanes)
+        self._engine.save_cache()
+
+    def _capture(self, lane: _Lane, size: int) -> None:
+        self._enqueue(lane, size)
+        lane.stream.synchronize()
+        try:
+            with self._cuda.current():
+                lane.graphs[size] = Graph(
+                    self._cuda.driver, lane.stream, lambda: self._enqueue(lane, size)
+                )
+        except (DeviceFaultError, EngineError) as err:
+            log.info("batch size %d runs without a CUDA graph: %s", size, err)
+
+    def _check_graphs(self) -> None:
+        """Drops every graph whose replay differs from the plain calls on random inputs."""
+        random = np.random.default_rng(0)
+        for lane in self._lanes:
+            for buffer in lane.inputs.values():
+                _fill(buffer.host, random)
+            for size, graph in list(lane.graphs.items()):
+                self._enqueue(lane, size)
+                lane.stream.synchronize()
+                wanted = {n: np.array(b.host[:size]) for n, b in lane.outputs.items()}
+                for buffer in lane.outputs.values():
+                    buffer.host[...] = 0
+                graph.launch()
+                lane.stream.synchronize()
+                if not all(_alike(wanted[n], b.host[:size]) for n, b in lane.outputs.items()):
+                    log.warning("batch size %d: the CUDA graph computes something else", size)
+                    lane.graphs.pop(size).close()
+
+    # -------------------------------------------------------------- inside
+
+    def _make_lane(self, *, mapped: bool) -> _Lane:
+        def buffers(specs: Sequence[TensorSpec]) -> dict[str, Buffer]:
+            return {
+                spec.name: self._cuda.buffer(
+                    (self.max_batch, *spec.shape), spec.dtype, mapped=mapped
+                )
+                for spec in specs
+            }
+
+        lane = _Lane(
+            stream=self._cuda.stream(),
+            done=self._cuda.event(),
+            inputs=buffers(self.inputs),
+            outputs=buffers(self.outputs),
+        )
+        with self._cuda.current():
+            for profile in sorted(set(self._profiles.values())):
+                context = self._engine.context(profile, lane.stream.handle)
+                for name, buffer in {**lane.inputs, **lane.outputs}.items():
+                    context.set_tensor_address(name, buffer.address)
+                lane.contexts[profile] = context
+        return lane
+
+    def _enqueue(self, lane: _Lane, size: int) -> None:
+        """Puts copies in, engine and copies out on the lane's stream."""
+        profile = self._profiles[size]
+        context = lane.contexts[profile]
+        if lane.shapes.get(profile) != size:
+            for spec in self.inputs:
+                if not context.set_input_shape(spec.name, (size, *spec.shape)):
+                    raise EngineError(f"the engine refuses batch size {size} for {spec.name!r}")
+            lane.shapes[profile] = size
+        for buffer in lane.inputs.values():
+            buffer.copy_in(lane.stream, size)
+        if not context.execute_async_v3(lane.stream.handle):
+            raise EngineError(f"the engine failed at batch size {size}: {self._engine.said()}")
+        for buffer in lane.outputs.values():
+            buffer.copy_out(lane.stream, size)
+
+    def _wait_all(self) -> None:
+        self._cuda.use()
+        while (work := self._submitted.get()) is not None:
+            index, samples, begun, error, done = work
+            lane = self._lanes[index]
+            if error is None:
+                try:
+                    lane.done.synchronize()
+                except Exception as err:  # pycuda has no base class that covers all of its errors
+                    error = DeviceFaultError(f"{self.device} failed on a batch: {err}")
+            now = time.monotonic()
+            started = max(begun, self._last)  # the device was busy with the batch before
+            self._last = now
+            outputs = (
+                {}
+                if error
+                else {name: buffer.host[:samples] for name, buffer in lane.outputs.items()}
+            )
+            done(Completion(index, samples, outputs, started, now, error))
+
+
+def _fill(buffer: Array, random: np.random.Generator) -> None:
+    if buffer.dtype.kind == "f":
+        buffer[...] = random.standard_normal(buffer.shape)
+    else:
+        buffer[...] = random.integers(0, 2, buffer.shape)
+
+
+def _alike(wanted: Array, found: Array) -> bool:
+    """Whether two runs of one engine gave the same; sums may be reordered, so not to the bit."""
+    if wanted.dtype.kind != "f":
+        return bool(np.array_equal(wanted, found))
+    scale = float(np.max(np.abs(wanted), initial=0.0))
+    return bool(np.allclose(wanted, found, rtol=1e-3, atol=1e-3 * scale, equal_nan=True))
+
+
+def load(engine: Engine, *, device: str, lanes: int | None) -> TensorRTRunner:
+    """Loads an installed engine; its digest is checked on the bytes that are loaded.
+
+    What TensorRT-RTX compiles is kept beside the engine, where the store can be written.
+
+    Raises:
+        EngineRefusedError: damaged, or not for this device.
+    """
+    manifest = engine.manifest
+    return TensorRTRunner(
+        engine.read(),
+        input_specs(manifest.input),
+        output_specs(manifest.output),
+        manifest.max_batch,
+        device=device,
+        sizes=manifest.warm_sizes,
+        lanes=lanes,
+        cache=engine.path.with_suffix(".cache"),
+    )

@@ -1,0 +1,78 @@
+"""Networks of three sizes for benches on a GPU: residual MLP blocks over tokens, as ONNX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+
+@dataclass(frozen=True)
+class Network:
+    """Shape of one network.
+
+    Attributes:
+        name: in tables.
+        tokens: rows of a sample.
+        width: columns of a sample.
+        hidden: columns inside a block.
+        blocks: number of blocks.
+    """
+
+    name: str
+    tokens: int
+    width: int
+    hidden: int
+    blocks: int
+
+
+SMALL = Network("small", tokens=4, width=64, hidden=128, blocks=2)
+MEDIUM = Network("medium", tokens=49, width=256, hidden=1024, blocks=4)
+LARGE = Network("large", tokens=196, width=768, hidden=3072, blocks=8)
+
+
+def network_onnx(network: Network, *, half: bool) -> bytes:
+    """``x + W2 relu(W1 x)`` in a row, input ``x`` and output ``y`` ``[batch, tokens, width]``.
+
+    Args:
+        network: its shape.
+        half: compute in FP16; input and output stay FP32.
+    """
+    random = np.random.default_rng(0)
+    dtype = np.float16 if half else np.float32
+    nodes, weights = [], []
+
+    def weight(name: str, rows: int, columns: int) -> str:
+        values = random.standard_normal((rows, columns)) / np.sqrt(rows)
+        weights.append(numpy_helper.from_array(values.astype(dtype), name))
+        return name
+
+    last = "x"
+    if half:
+        nodes.append(helper.make_node("Cast", ["x"], ["half"], to=TensorProto.FLOAT16))
+        last = "half"
+    for block in range(network.blocks):
+        wide, out = f"wide{block}", f"out{block}"
+        first = weight(f"a{block}", network.width, network.hidden)
+        second = weight(f"b{block}", network.hidden, network.width)
+        nodes += [
+            helper.make_node("MatMul", [last, first], [wide], name=f"first{block}"),
+            helper.make_node("Relu", [wide], [f"relu{block}"]),
+            helper.make_node("MatMul", [f"relu{block}", second], [out], name=f"second{block}"),
+            helper.make_node("Add", [last, out], [f"sum{block}"]),
+        ]
+        last = f"sum{block}"
+    nodes.append(helper.make_node("Cast", [last], ["y"], to=TensorProto.FLOAT))
+    shape = ["batch", network.tokens, network.width]
+    graph = helper.make_graph(
+        nodes,
+        network.name,
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
