@@ -19,7 +19,7 @@ def backoff_s(attempt: int, shortest: float, longest: float, chance: float) -> f
 
 
 class Backoff:
-    """Pauses between attempts, which grow until a connection has stood for the longest pause.
+    """Pauses between attempts, which grow until a connection has stood for twice the longest one.
 
     A connection alone is no reason to hurry again: two clients of one name would take the session
     from each other several times a second, and a broker that accepts and then drops everyone would
@@ -50,7 +50,7 @@ class Backoff:
             now: monotonic seconds.
             chance: uniform in [0, 1).
         """
-        if self._since is not None and now - self._since >= self._longest:
+        if self._since is not None and now - self._since >= 2 * self._longest:
             self._attempts = 0
         self._since = None
         self._attempts += 1

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edged.errors import BuildError, EngineRefusedError
 from edged.latency import LatencyCurve
-from edged.recipe import MODEL_NAME, InputSpec, OutputSpec, explain
+from edged.recipe import MODEL_NAME, InputSpec, OutputSpec, Precision, explain
 
 MANIFEST_VERSION = 1
 BUILT = "built"
@@ -65,7 +65,9 @@ class Manifest(_Strict):
     """What the engine is bound to; must equal the device's own to be loaded."""
     file: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    precision: Literal["int8", "fp16", "fp32"]
+    precision: Precision
+    notes: tuple[str, ...] = ()
+    """What an operator should know, a sentence each: why it is not the precision that was asked."""
     sources: Mapping[str, str]
     """sha256 of the model, the calibration set, ranges.json and the recipe."""
     input: tuple[InputSpec, ...]

@@ -226,3 +226,7 @@ class BuildError(EdgedError):
     """A build cannot go on; the message says what to change."""
 
     code = "build_failed"
+
+
+class BuildStoppedError(BuildError):
+    """A build was killed, ran into its limits or was cancelled; no other precision is tried."""

@@ -14,10 +14,13 @@ class LatencyCurve:
     Attributes:
         sizes: batch sizes in samples, ascending, the first one >= 1.
         seconds: service time at each size, ascending (isotonic), each > 0.
+        stepped: a batch in between is padded up to the next size and takes its time, as with
+            engines that only run at the sizes they were warmed for.
     """
 
     sizes: tuple[int, ...]
     seconds: tuple[float, ...]
+    stepped: bool = False
 
     def __post_init__(self) -> None:
         if not self.sizes or len(self.sizes) != len(self.seconds):
@@ -31,7 +34,9 @@ class LatencyCurve:
             raise ValueError(f"sizes and times must be positive, got {self.sizes}, {self.seconds}")
 
     @classmethod
-    def measured(cls, points: Iterable[tuple[int, float]]) -> LatencyCurve:
+    def measured(
+        cls, points: Iterable[tuple[int, float]], *, stepped: bool = False
+    ) -> LatencyCurve:
         """Fits measured ``(size, seconds)`` points: sorted, and made non-decreasing.
 
         A larger batch never takes less time than a smaller one; where a measurement says so it is
@@ -45,16 +50,16 @@ class LatencyCurve:
                 (a, n), (b, m) = pools[-2:]
                 pools[-2:] = [((a * n + b * m) / (n + m), n + m)]
         fitted = [value for value, count in pools for _ in range(count)]
-        return cls(tuple(size for size, _ in ordered), tuple(fitted))
+        return cls(tuple(size for size, _ in ordered), tuple(fitted), stepped)
 
     def __call__(self, samples: int) -> float:
-        """Service time in seconds of a batch of ``samples``, linear between measured sizes.
+        """Service time in seconds of a batch of ``samples``: linear between sizes, or stepped.
 
         Below the first size its time holds; above the last one the last slope goes on.
         """
         sizes, seconds = self.sizes, self.seconds
         at = bisect.bisect_left(sizes, samples)
-        if at < len(sizes) and (sizes[at] == samples or at == 0):
+        if at < len(sizes) and (sizes[at] == samples or at == 0 or self.stepped):
             return seconds[at]
         if len(sizes) == 1:
             return seconds[0] * samples / sizes[0]

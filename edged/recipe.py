@@ -148,9 +148,20 @@ class OutputSpec(_Strict):
         return self
 
 
+Precision = Literal["int8", "fp16", "fp32"]
+"""What the linear layers of an engine compute in."""
+
+
 class EngineOptions(_Strict):
     """``[engine]``: how the engine is built and batched."""
 
+    precision: Precision = "int8"
+    fallback: bool = True
+    """Whether the next precision is taken where an engine cannot be had in this one."""
+    fp16_rest: bool = True
+    """INT8 on TensorRT: whether what is not INT8 runs in FP16 instead of FP32."""
+    aux_streams: Annotated[int, Field(ge=0, le=16)] = 0
+    """Streams on which TensorRT may run independent layers besides the main one."""
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 16
     batch_sizes: tuple[int, ...] = ()
     """Sizes that are warmed and measured; empty: powers of two up to max_batch, and max_batch."""

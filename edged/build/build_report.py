@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _FROM_MANIFEST = {
     "model", "key", "created", "runner", "fingerprint", "precision", "sources", "verdict",
-    "latency_ms",
+    "latency_ms", "notes",
 }  # fmt: skip
 
 

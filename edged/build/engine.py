@@ -1,4 +1,4 @@
-"""Q/DQ graph -> engine. For ONNX Runtime the graph is the engine; TensorRT builds a plan from it.
+"""An ONNX graph -> a TensorRT plan, in this process. Builds run it in a child: `plan_child`.
 
 One code path over ``tensorrt`` 8.6 to 11.x and ``tensorrt_rtx``: the module is a parameter, and
 what it can do is asked of it, never derived from its version.
@@ -8,71 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from edged.build.plan import (
+    Plan,
+    PlanJob,
+    ProfileShape,
+    TypedGraphs,
+    check_profile,
+    check_profile_names,
+    layers_from_log,
+)
+from edged.build.plan_progress import PhaseTree
 from edged.errors import BuildError
-
-ONNX_FILE = "engine.onnx"
-PLAN_FILE = "engine.plan"
 
 # The last one is what TensorRT-RTX's bindings are called when its meta package is not installed.
 _MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 
-Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class ProfileShape:
-    """Shapes of one input in an optimization profile, the batch axis included."""
-
-    minimum: tuple[int, ...]
-    optimum: tuple[int, ...]
-    maximum: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class PlanLayer:
-    """One layer of a built plan, as the builder reports it.
-
-    Attributes:
-        name: the builder's name.
-        kind: its layer type, e.g. ``gemm``, ``correlation``, ``CaskConvolution``, ``kgen``.
-        inputs: datatypes of its inputs, e.g. ``Int8``.
-        outputs: datatypes of its outputs.
-        nodes: ONNX nodes that went into it.
-    """
-
-    name: str
-    kind: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    nodes: tuple[str, ...]
-
-    @property
-    def linear(self) -> bool:
-        """Whether it is a matrix product or a convolution, and not pointwise work around one."""
-        return bool(re.search(r"conv|correlation|gemm|matmul|mha", self.kind, re.IGNORECASE))
-
-    @property
-    def int8(self) -> bool:
-        """Whether it is linear and its first input is INT8; a fused addition may bring others."""
-        return self.linear and self.inputs[:1] == ("Int8",)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A serialized TensorRT engine, and its layers where the builder told them."""
-
-    data: bytes
-    layers: tuple[PlanLayer, ...]
-
-    def int8_nodes(self) -> frozenset[str]:
-        """ONNX nodes whose linear layer runs in INT8."""
-        return frozenset(node for layer in self.layers if layer.int8 for node in layer.nodes)
+Progress = Callable[[str, float], None]
+"""Called with what the builder does and the share of its work that is done, 0 to 1."""
 
 
 def import_tensorrt() -> ModuleType | None:
@@ -83,37 +42,23 @@ def import_tensorrt() -> ModuleType | None:
     return None
 
 
-def check_profile(name: str, shape: ProfileShape) -> None:
-    """Refuses what TensorRT refuses late, or with another tensor's name.
-
-    Raises:
-        BuildError: ranks differ, an entry is below 1, or not minimum <= optimum <= maximum.
-    """
-    triple = (shape.minimum, shape.optimum, shape.maximum)
-    ordered = len({len(item) for item in triple}) == 1 and all(
-        1 <= low <= best <= high for low, best, high in zip(*triple, strict=True)
-    )
-    if not ordered:
-        raise BuildError(
-            f"the profile of input {name!r} must have 1 <= minimum <= optimum <= maximum on each "
-            f"axis, not {list(shape.minimum)}, {list(shape.optimum)}, {list(shape.maximum)}"
-        )
-
-
 def tensorrt_plan(
     trt: ModuleType,
-    model: bytes,
-    profiles: Sequence[Mapping[str, ProfileShape]],
+    graphs: TypedGraphs,
+    job: PlanJob,
     *,
-    workspace_bytes: int | None = None,
+    timing_cache: Path | None = None,
+    progress: Progress = lambda _what, _share: None,
 ) -> Plan:
-    """Builds a plan from a Q/DQ graph.
+    """Builds a plan.
 
     Args:
         trt: ``tensorrt`` or ``tensorrt_rtx``.
-        model: the Q/DQ ONNX file's content.
-        profiles: shapes by input name, one mapping a profile.
-        workspace_bytes: limit for the layers' scratch memory; None: the builder's own.
+        graphs: the form for strongly typed networks is taken where those exist.
+        job: precision and limits.
+        timing_cache: measured kernel times, read if it exists and fits, then written; where the
+            module has such a thing.
+        progress: told what goes on; where the module can tell.
 
     Raises:
         BuildError: the parser or the builder refuses it, with their messages.
@@ -121,65 +66,24 @@ def tensorrt_plan(
     logger = _logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(network_flags(trt))
-    _parse(trt, network, model, logger)
+    _parse(trt, network, graphs.strong if strongly_typed(trt) else graphs.weak, logger)
     config = builder.create_builder_config()
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    for flag in weak_typing_flags(trt):
-        config.set_flag(flag)
-    if workspace_bytes is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
-    for shapes in profiles:
+    _configure(trt, config, job)
+    monitor = _monitor(trt, progress)
+    if monitor is not None:
+        config.progress_monitor = monitor
+    for shapes in job.profiles:
         config.add_optimization_profile(_profile(builder, network, shapes))
-    plan = builder.build_serialized_network(network, config)
+    with _timing_cache(config, timing_cache):
+        plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BuildError(f"TensorRT could not build the engine: {_said(logger)}")
     return Plan(bytes(plan), layers_from_log(logger.lines))
 
 
-def layers_from_log(lines: Sequence[str]) -> tuple[PlanLayer, ...]:
-    """Layers from the block that a builder logs at detailed profiling verbosity.
-
-    This is how the datatypes of layers are known without a GPU: the inspector needs a driver.
-    """
-    text = next((line for line in lines if line.lstrip().startswith("Layers:")), "")
-    block = text.split("I/O Tensors:")[0].split("\nBindings:")[0]
-    found = (_LAYER.search(line) for line in block.splitlines())
-    return tuple(
-        PlanLayer(
-            name=match["name"],
-            kind=match["kind"],
-            inputs=tuple(_DATATYPE.findall(match["inputs"])),
-            outputs=tuple(_DATATYPE.findall(match["outputs"])),
-            nodes=tuple(_NODE.findall(match["rest"])),
-        )
-        for match in found
-        if match
-    )
-
-
-_LAYER = re.compile(
-    r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\](?:, Constants: "
-    r"\[.*?\])?, Outputs: \[(?P<outputs>.*)\], (?:TacticName|Tactic)(?P<rest>.*)"
-)
-_DATATYPE = re.compile(r"Datatype: (\w+)")
-_NODE = re.compile(r"\[ONNX Layer: ([^\]\x1e]+)\]")
-
-
-def _logger(trt: ModuleType) -> Any:
-    """A logger that keeps what the builder says; errors apart."""
-
-    class Lines(trt.ILogger):  # type: ignore[misc,name-defined]  # the module is a parameter
-        def __init__(self) -> None:
-            super().__init__()
-            self.lines: list[str] = []
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            self.lines.append(message)
-            if severity in {trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR}:
-                self.errors.append(message)
-
-    return Lines()
+def strongly_typed(trt: Any) -> bool:
+    """Whether networks take their types from the graph (TensorRT 10 and later)."""
+    return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
 
 
 def network_flags(trt: Any) -> int:
@@ -191,11 +95,90 @@ def network_flags(trt: Any) -> int:
     return 0
 
 
-def weak_typing_flags(trt: Any) -> list[Any]:
-    """Builder flags for TensorRT 8, which types networks weakly: Q/DQ nodes need INT8 there."""
-    if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
+def weak_typing_flags(trt: Any, job: PlanJob) -> list[Any]:
+    """Builder flags for TensorRT 8, which takes precisions from them: Q/DQ nodes need INT8."""
+    if strongly_typed(trt):
         return []
-    return [getattr(trt.BuilderFlag, n) for n in ("INT8", "FP16") if hasattr(trt.BuilderFlag, n)]
+    wanted = {
+        "INT8": job.precision == "int8",
+        "FP16": job.precision == "fp16" or job.fp16_rest,
+    }
+    return [getattr(trt.BuilderFlag, name) for name, on in wanted.items() if on]
+
+
+def _configure(trt: Any, config: Any, job: PlanJob) -> None:
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    for flag in weak_typing_flags(trt, job):
+        config.set_flag(flag)
+    if job.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.workspace_bytes)
+    if hasattr(config, "max_aux_streams"):
+        config.max_aux_streams = job.aux_streams
+
+
+@contextlib.contextmanager
+def _timing_cache(config: Any, file: Path | None) -> Iterator[None]:
+    """Lends the builder a timing cache, and keeps what it measured if the build succeeded."""
+    if file is None or not hasattr(config, "create_timing_cache"):
+        yield
+        return
+    with warnings.catch_warnings():
+        # TensorRT-RTX still has the calls, deprecated and without effect.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
+        # A cache of another version or device is refused; the build then measures anew.
+        if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+            cache = config.create_timing_cache(b"")
+            config.set_timing_cache(cache, ignore_mismatch=False)
+        yield
+        measured = config.get_timing_cache()
+        if measured is not None and (data := bytes(measured.serialize())):
+            temporary = file.with_suffix(".new")
+            temporary.write_bytes(data)
+            temporary.rename(file)
+
+
+def _logger(trt: ModuleType) -> Any:
+    """A logger that keeps what the builder says, and repeats warnings and errors on stderr."""
+    severities = trt.ILogger.Severity
+
+    class Lines(trt.ILogger):  # type: ignore[misc,name-defined]  # the module is a parameter
+        def __init__(self) -> None:
+            super().__init__()
+            self.lines: list[str] = []
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            self.lines.append(message)
+            if severity in {severities.ERROR, severities.INTERNAL_ERROR}:
+                self.errors.append(message)
+            if severity not in {severities.INFO, severities.VERBOSE}:
+                sys.stderr.write(f"{severity.name}: {message}\n")
+
+    return Lines()
+
+
+def _monitor(trt: ModuleType, progress: Progress) -> Any:
+    """TensorRT's progress monitor (10 and later); None where there is none."""
+    if not hasattr(trt, "IProgressMonitor"):
+        return None
+    tree = PhaseTree()
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc,name-defined]  # likewise
+        def __init__(self) -> None:
+            super().__init__()
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            progress(name, tree.start(name, parent, steps))
+
+        def step_complete(self, name: str, step: int) -> bool:
+            progress(name, tree.step(name, step))
+            return True
+
+        def phase_finish(self, name: str) -> None:
+            progress(name, tree.finish(name))
+
+    return Monitor()
 
 
 def _parse(trt: ModuleType, network: Any, model: bytes, logger: Any) -> None:
@@ -215,11 +198,9 @@ def _parser_error(error: Any) -> str:
 
 
 def _profile(builder: Any, network: Any, shapes: Mapping[str, ProfileShape]) -> Any:
-    names = {network.get_input(number).name for number in range(network.num_inputs)}
-    if names != set(shapes):
-        raise BuildError(
-            f"the profile names inputs {sorted(shapes)}, the model has {sorted(names)}"
-        )
+    check_profile_names(
+        {network.get_input(number).name for number in range(network.num_inputs)}, shapes
+    )
     profile = builder.create_optimization_profile()
     for name, shape in shapes.items():
         check_profile(name, shape)

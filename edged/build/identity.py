@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from edged.build.dataset import Dataset
+from edged.build.plan import profile_of
+from edged.build.precision import Variant
 from edged.build.ranges import Sources
 from edged.recipe import Recipe
 
-BUILD_VERSION = 1
+BUILD_VERSION = 2
 """Raise it when the same sources give another engine: every engine is then built again."""
 
 RANGES_FILE = "ranges.json"
@@ -43,10 +47,40 @@ def source_digests(recipe: Recipe, dataset: Dataset, calib: Path) -> dict[str, s
     }
 
 
-def engine_key(sources: Mapping[str, str], runtime: Mapping[str, str]) -> str:
-    """sha256 over all that an engine depends on: sources, runtime and this version's rules."""
-    document = {"build": BUILD_VERSION, "sources": dict(sources), "runtime": dict(runtime)}
+def engine_key(
+    sources: Mapping[str, str], runtime: Mapping[str, str], options: Mapping[str, Any]
+) -> str:
+    """sha256 over all that an engine depends on.
+
+    Args:
+        sources: from `source_digests`.
+        runtime: the fingerprint of device and runtime, the kind of runner among it.
+        options: from `engine_options`.
+    """
+    document = {
+        "build": BUILD_VERSION,
+        "sources": dict(sources),
+        "runtime": dict(runtime),
+        "options": dict(options),
+    }
     return sha256(json.dumps(document, sort_keys=True).encode())
+
+
+def engine_options(recipe: Recipe, variants: Sequence[Variant]) -> dict[str, Any]:
+    """How an engine is built: what was asked for, not what came of it.
+
+    So an engine that fell back to another precision is not built again and again.
+
+    Args:
+        recipe: with the precision that was asked for.
+        variants: in the order in which they are tried.
+    """
+    profile = profile_of(recipe.input, recipe.engine.max_batch)
+    return {
+        "variants": [asdict(variant) for variant in variants],
+        "aux_streams": recipe.engine.aux_streams,
+        "profile": {name: asdict(shape) for name, shape in profile.items()},
+    }
 
 
 def calibration_sources(recipe: Recipe, dataset: Dataset) -> Sources:

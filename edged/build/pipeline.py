@@ -1,61 +1,51 @@
 """A model, left to right: recipe and samples in, an engine that earned its place out.
 
-    dataset -> onnx_graph -> placement -> calibrate -> ranges -> quantize -> engine -> verify
+    dataset -> onnx_graph -> placement -> calibrate -> ranges -> quantize -> fp16
+            -> engine (TensorRT: plan_process -> plan_child) -> measure -> verify -> install
 
 `build_model` first compares digests, which takes no more than reading the files; ONNX and its
-runtime are imported only if there is something to build.
+runtime are imported only if there is something to build. Precisions are tried in the order of
+`precision.ladder` until one can be built, runs here and passes its gates.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from edged.build.build_report import report
-from edged.build.dataset import Dataset, load_dataset, model_inputs
-from edged.build.identity import (
-    RANGES_FILE,
-    calibration_sources,
-    engine_key,
-    sha256,
-    source_digests,
+from edged.build.build_run import BuildRun, Progress, open_build
+from edged.build.dataset import model_inputs
+from edged.build.identity import engine_key, engine_options, sha256
+from edged.build.plan_process import BuildLimits
+from edged.build.precision import Choice, Variant, first_usable, ladder
+from edged.build.target import (
+    CACHE_FILE,
+    ENGINE_FILES,
+    LOG_FILE,
+    Made,
+    Order,
+    Target,
+    choose_target,
 )
-from edged.build.ranges import Ranges, Sources, read_ranges, write_ranges
-from edged.engine_store import Engine, EngineStore, Manifest, Verdict
-from edged.errors import BuildError, ConfigError, EngineError, EngineRefusedError
+from edged.engine_store import BUILT, Engine, EngineStore, Manifest, Verdict
+from edged.errors import BuildError, BuildStoppedError, EngineRefusedError
 from edged.latency import LatencyCurve
-from edged.recipe import MODEL_NAME, Recipe, load_recipe
-from edged.runners import (
-    Array,
-    Runner,
-    fingerprint,
-    input_specs,
-    load,
-    output_specs,
-    run_batch,
-    warm_up,
-)
+from edged.recipe import Precision
+from edged.runners import Runner, fingerprint, load, run_batch, warm_up
 
 if TYPE_CHECKING:
-    import onnx
+    from edged.build.graphs import ModelGraphs
 
-    from edged.build.placement import Placement
-    from edged.runners.onnx import FloatGraph
-
-RUNNER: Literal["onnx"] = "onnx"
 REPORT_FILE = "report.json"
-
-_CALIBRATION_BATCH = 16  # bounds what calibration holds of all activations at once
-
-Progress = Callable[[str, float], None]
-"""Called with a sentence and the share of the build that is done, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +53,8 @@ class BuildResult:
     """What `build_model` did.
 
     Attributes:
-        engine: the engine that is current now.
+        engine: the engine that is current now; its manifest's notes say why it has not the
+            precision that was asked for, if so.
         changed: whether it was built just now; False: nothing had changed.
         seconds: what the call took.
     """
@@ -73,43 +64,15 @@ class BuildResult:
     seconds: float
 
 
-@dataclass
-class _Build:
-    """One build: its sources, and what its stages hand on."""
-
-    recipe: Recipe
-    model: bytes
-    dataset: Dataset
-    calib: Path
-    runtime: dict[str, str]
-    progress: Progress
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def sources(self) -> dict[str, str]:
-        """Digests of the files as they are now; ranges.json changes during a build."""
-        return source_digests(self.recipe, self.dataset, self.calib)
-
-    @contextmanager
-    def stage(self, name: str, sentence: str, share: float) -> Iterator[None]:
-        """Tells that a stage begins, times it, and names the model in its errors."""
-        self.progress(sentence, share)
-        begun = time.monotonic()
-        try:
-            yield
-        except (BuildError, EngineError, EngineRefusedError) as err:
-            raise BuildError(f"model {self.recipe.name!r}, {name}: {err.message}") from err
-        self.seconds[name] = round(time.monotonic() - begun, 3)
-
-
 @dataclass(frozen=True)
-class _Quantized:
-    """The Q/DQ model and how it came about; no placement or ranges if the model brought its own."""
+class _Passed:
+    """An engine that runs here and passed its gates."""
 
-    model: bytes
-    reference: bytes
-    layers: tuple[str, ...]
-    placement: Placement | None = None
-    ranges: Ranges | None = None
+    made: Made
+    verdict: Verdict
+    curve: LatencyCurve
+    kept: dict[str, str]
+    cache: bytes | None
 
 
 def build_model(
@@ -119,6 +82,10 @@ def build_model(
     calib: Path,
     force: bool = False,
     progress: Progress = lambda _sentence, _share: None,
+    runner: Literal["auto", "onnx", "tensorrt"] = "auto",
+    device: str = "cuda:0",
+    precision: Precision | None = None,
+    limits: BuildLimits | None = None,
 ) -> BuildResult:
     """Builds the engine of one model and installs it, if anything changed since the last time.
 
@@ -128,23 +95,47 @@ def build_model(
         calib: calibration sets, ``calib/<name>``; ranges.json is written there.
         force: build and calibrate although nothing changed.
         progress: told what goes on.
+        runner: what the engine is for; ``auto``: TensorRT where it can be used, else ONNX Runtime.
+        device: ``cuda:N``, for TensorRT.
+        precision: instead of the recipe's.
+        limits: what TensorRT's builder may use; None: no limits.
 
     Raises:
         ConfigError: the recipe is missing or wrong.
-        BuildError: a source is wrong, the engine did not pass its gates, or it cannot be written;
-            the engine that served before stays.
-        EngineRefusedError: the runtime that the engine is for is not installed.
+        BuildError: a source is wrong, no engine passed its gates, or it cannot be written; the
+            engine that served before stays.
+        BuildStoppedError: the builder was killed, ran into a limit or was cancelled; likewise.
+        EngineRefusedError: the runtime that the engine is for cannot be used.
     """
-    begun = time.monotonic()
-    build = _open(name, engines / name, calib / name, progress)
-    store = EngineStore(engines)
-    with store.building(name):
-        engine = None if force else _unchanged(store, build)
+    build = open_build(name, engines, calib, progress, precision)
+    target = choose_target(runner, device, limits or BuildLimits())
+    return build_for(target, build, EngineStore(engines), force=force)
+
+
+def build_for(
+    target: Target, build: BuildRun, store: EngineStore, *, force: bool = False
+) -> BuildResult:
+    """Builds and installs an engine for a target; `build_model` with its parts chosen.
+
+    Args:
+        target: what the engine is for.
+        build: its sources.
+        store: where it is installed.
+        force: as in `build_model`.
+
+    Raises:
+        BuildError: as in `build_model`.
+    """
+    begun, name = time.monotonic(), build.recipe.name
+    with store.building(name), _naming(name):
+        engine = None if force else _unchanged(store, build, target)
         if engine is not None:
-            progress(f"engine of {name} is up to date, nothing to do", 1.0)
+            build.tell(f"engine of {name} is up to date, nothing to do", 1.0)
             return BuildResult(engine, changed=False, seconds=time.monotonic() - begun)
-        engine = _run(store, build, force=force)
-    progress(f"engine of {name} is installed", 1.0)
+        if target.reason:
+            build.tell(f"building {target.reason}", 0.01)
+        engine = _run(store, build, target, force=force)
+    build.tell(f"engine of {name} is installed", 1.0)
     return BuildResult(engine, changed=True, seconds=time.monotonic() - begun)
 
 
@@ -154,6 +145,7 @@ def verify_model(
     engines: Path,
     calib: Path,
     progress: Progress = lambda _sentence, _share: None,
+    device: str = "cuda:0",
 ) -> Verdict:
     """Compares the installed engine of a model with its FP32 model on the held-out split.
 
@@ -162,168 +154,133 @@ def verify_model(
         engines: recipes, models and engines.
         calib: calibration sets.
         progress: told what goes on.
+        device: ``cuda:N``, where a TensorRT engine is run.
 
     Raises:
         ConfigError: the recipe is missing or wrong.
         BuildError: a source is wrong.
         EngineRefusedError: no engine is installed that may run here.
     """
-    build = _open(name, engines / name, calib / name, progress)
-    runner = load(EngineStore(engines).usable(name, build.runtime))
+    from edged.build.graphs import ModelGraphs
+
+    build = open_build(name, engines, calib, progress)
+    store = EngineStore(engines)
+    kind = store.current(name).manifest.runner
+    runner = load(store.usable(name, fingerprint(kind, device)), device=device)
+    with _closing(runner), _naming(name):
+        with build.stage("warm up", "warming the engine", 0.1):
+            runner.prepare(lambda _done, _total: None)
+        return _verify(build, ModelGraphs(build).reference, runner)
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Puts the model's name before the errors of its stages."""
     try:
-        return _verify(build, _reference(build), runner)
+        yield
+    except BuildStoppedError as err:
+        raise BuildStoppedError(f"model {name!r}, {err.message}") from err
+    except BuildError as err:
+        raise BuildError(f"model {name!r}, {err.message}") from err
+
+
+@contextmanager
+def _closing(runner: Runner) -> Iterator[None]:
+    try:
+        yield
     finally:
         runner.close()
 
 
-# ------------------------------------------------------------------ sources and identity
+def _variants(build: BuildRun, target: Target) -> tuple[Variant, ...]:
+    return ladder(build.recipe.engine, gpu=target.runner == "tensorrt")
 
 
-def _open(name: str, folder: Path, calib: Path, progress: Progress) -> _Build:
-    if not re.match(MODEL_NAME, name):
-        raise ConfigError(f"{name[:80]!r} is no model name; allowed: {MODEL_NAME}")
-    recipe = load_recipe(folder)
-    try:
-        model = recipe.model_path.read_bytes()
-    except OSError as err:
-        raise BuildError(
-            f"model {name!r}: {recipe.model.file} cannot be read ({err.strerror}); "
-            f"get it from: {recipe.model.source or 'where the recipe was made'}"
-        ) from err
-    if (digest := sha256(model)) != recipe.model.sha256:
-        raise BuildError(
-            f"model {name!r}: {recipe.model.file} has sha256 {digest}, the recipe says "
-            f"{recipe.model.sha256}; restore the file, or put its digest into the recipe"
-        )
-    dataset = load_dataset(calib, recipe.input)
-    return _Build(recipe, model, dataset, calib, fingerprint(RUNNER), progress)
+def _key(build: BuildRun, target: Target) -> str:
+    options = engine_options(build.recipe, _variants(build, target))
+    return engine_key(build.sources(), target.fingerprint, options)
 
 
-def _unchanged(store: EngineStore, build: _Build) -> Engine | None:
+def _unchanged(store: EngineStore, build: BuildRun, target: Target) -> Engine | None:
     """The installed engine if it was built from these very sources and is whole."""
     try:
-        engine = store.usable(build.recipe.name, build.runtime)
+        engine = store.usable(build.recipe.name, target.fingerprint)
         engine.read()
     except EngineRefusedError:
         return None
-    return engine if engine.manifest.key == engine_key(build.sources(), build.runtime) else None
+    return engine if engine.manifest.key == _key(build, target) else None
 
 
 # ------------------------------------------------------------------ stages
 
 
-def _run(store: EngineStore, build: _Build, *, force: bool) -> Engine:
-    quantized = _quantize(build, force=force)
-    runner = _open_runner(build, quantized.model)
-    try:
-        verdict = _require_pass(_verify(build, quantized.reference, runner))
-        curve = _measure(build, runner)
-    finally:
-        runner.close()
+def _run(store: EngineStore, build: BuildRun, target: Target, *, force: bool) -> Engine:
+    from edged.build.graphs import ModelGraphs
+
+    graphs, variants = ModelGraphs(build, force=force), _variants(build, target)
+    # Wrong sources end the build; only what an engine does on this device leads to the next one.
+    if variants[0].precision == "int8":
+        build.tell(f"{len(graphs.quantized.layers)} layers are quantized", 0.5)
+    with _workplace(store, build.recipe.name) as workplace:
+        choice = first_usable(
+            variants, lambda variant: _attempt(build, target, graphs, variant, workplace)
+        )
     with build.stage("install", "installing the engine", 0.98):
-        return _install(store, build, quantized, verdict, curve)
+        return _install(store, build, target, graphs, choice)
 
 
-def _quantize(build: _Build, *, force: bool) -> _Quantized:
-    from edged.build import onnx_graph, placement, quantize
-
-    with build.stage("read", "reading the model", 0.02):
-        source = onnx_graph.load_model(build.model)
-        if onnx_graph.has_quantization(source):
-            layers = placement.quantized_nodes(source)
-            return _Quantized(build.model, quantize.without_pairs(source), layers)
-        shapes = {spec.name: spec.model_shape for spec in build.recipe.input}
-        model = onnx_graph.normalise(source, shapes)
-        placed = placement.place(model, build.recipe.quantize)
-    ranges = _ranges(build, model, placed, force=force)
-    with build.stage("quantize", f"quantizing {len(placed.layers)} layers", 0.5):
-        data = quantize.quantize(model, placed, ranges.thresholds())
-    layers = tuple(layer.node for layer in placed.layers)
-    return _Quantized(data, build.model, layers, placed, ranges)
+@contextmanager
+def _workplace(store: EngineStore, name: str) -> Iterator[Path]:
+    """A folder beside the engines, so that what is large stays on their disk."""
+    folder = Path(tempfile.mkdtemp(prefix=".work.", dir=store.root / name / BUILT))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _reference(build: _Build) -> bytes:
-    """The model without quantization: itself, unless it brings its own Q/DQ nodes."""
-    from edged.build import onnx_graph, quantize
+def _attempt(
+    build: BuildRun, target: Target, graphs: ModelGraphs, variant: Variant, workplace: Path
+) -> _Passed:
+    """Makes, runs and judges one engine.
 
-    with build.stage("read", "reading the model", 0.02):
-        source = onnx_graph.load_model(build.model)
-        return (
-            quantize.without_pairs(source) if onnx_graph.has_quantization(source) else build.model
+    Raises:
+        EdgedError: it cannot be made, does not run here, or does not pass.
+    """
+    typed, kept = graphs.of(variant)
+    order = Order(build.recipe, variant, typed, workplace)
+    with build.stage("engine", f"building the engine in {variant}", 0.55):
+        made = target.make(order, lambda what, share: build.tell(f"{variant}: {what}",
+                                                                 0.55 + 0.15 * share))  # fmt: skip
+    with build.stage("load", "loading the engine", 0.7):
+        (workplace / CACHE_FILE).unlink(missing_ok=True)
+        runner = target.open(order, made)
+    with _closing(runner):
+        curve = _measure(build, runner)
+        verdict = _require_pass(_verify(build, graphs.reference, runner))
+    cache = workplace / CACHE_FILE
+    return _Passed(made, verdict, curve, kept, cache.read_bytes() if cache.is_file() else None)
+
+
+def _measure(build: BuildRun, runner: Runner) -> LatencyCurve:
+    sizes = build.recipe.engine.warm_sizes
+    with build.stage("measure", f"measuring {len(sizes)} batch sizes", 0.7):
+        return warm_up(
+            runner,
+            sizes,
+            lambda done, total: build.tell(f"measured {done} of {total}", 0.7 + 0.2 * done / total),
         )
 
 
-def _ranges(build: _Build, model: onnx.ModelProto, placed: Placement, *, force: bool) -> Ranges:
-    path = build.calib / RANGES_FILE
-    sources = calibration_sources(build.recipe, build.dataset)
-    with build.stage("ranges", "comparing ranges.json with its sources", 0.05):
-        known = None if force else read_ranges(path)
-        options = build.recipe.calibrate
-        why = ["there are none"] if known is None else []
-        if known is not None:
-            why = known.differences(sources, options, placed.tensors)
-            if not why:
-                return known
-    with build.stage("calibrate", f"calibrating, known ranges: {', '.join(why)}", 0.06):
-        ranges = _calibrate(build, model, sorted(placed.tensors), sources)
-        write_ranges(path, ranges)
-    return ranges
-
-
-def _calibrate(
-    build: _Build, model: onnx.ModelProto, tensors: list[str], sources: Sources
-) -> Ranges:
-    from edged.build.calibrate import calibrate
-    from edged.build.onnx_graph import with_outputs
-
-    inner = [name for name in tensors if all(name != spec.name for spec in build.recipe.input)]
-    graph = _float_graph(with_outputs(model, inner))
-    return calibrate(
-        lambda inputs: graph.run(inputs, inner),
-        _calibration_batches(build),
-        tensors,
-        build.recipe.calibrate,
-        sources,
-    )
-
-
-def _calibration_batches(build: _Build) -> Iterator[dict[str, Array]]:
-    limit = build.recipe.calibrate.samples
-    total = min(limit, len(build.dataset.calibration))
-    done = 0
-    for batch in build.dataset.calibration.batches(_CALIBRATION_BATCH, limit):
-        yield model_inputs(batch.inputs, build.recipe.input)
-        done += len(batch)
-        build.progress(f"calibrated on {done} of {total} samples", 0.06 + 0.44 * done / total)
-
-
-def _float_graph(model: bytes) -> FloatGraph:
-    from edged.runners.onnx import FloatGraph
-
-    return FloatGraph(model)
-
-
-def _open_runner(build: _Build, model: bytes) -> Runner:
-    from edged.runners.onnx import OnnxRunner
-
-    recipe = build.recipe
-    with build.stage("engine", "loading the engine", 0.55):
-        return OnnxRunner(
-            model,
-            input_specs(recipe.input),
-            output_specs(recipe.output),
-            recipe.engine.max_batch,
-        )
-
-
-def _verify(build: _Build, reference: bytes, runner: Runner) -> Verdict:
+def _verify(build: BuildRun, reference: bytes, runner: Runner) -> Verdict:
     """Compares on the held-out split."""
     from edged.build.verify import Comparison, judge
+    from edged.runners.onnx import FloatGraph
 
     recipe, heldout = build.recipe, build.dataset.heldout
-    with build.stage("verify", f"verifying on {len(heldout)} held-out samples", 0.6):
+    with build.stage("verify", f"verifying on {len(heldout)} held-out samples", 0.9):
         names = [spec.name for spec in recipe.output]
-        graph = _float_graph(reference)
+        graph = FloatGraph(reference)
         comparison = Comparison(names[0])
         for batch in heldout.batches(recipe.engine.max_batch):
             inputs = model_inputs(batch.inputs, recipe.input)
@@ -342,52 +299,57 @@ def _require_pass(verdict: Verdict) -> Verdict:
     )
 
 
-def _measure(build: _Build, runner: Runner) -> LatencyCurve:
-    sizes = build.recipe.engine.warm_sizes
-    with build.stage("measure", f"measuring {len(sizes)} batch sizes", 0.75):
-        return warm_up(
-            runner,
-            sizes,
-            lambda done, total: build.progress(
-                f"measured {done} of {total} batch sizes", 0.75 + 0.23 * done / total
-            ),
-        )
-
-
 # ------------------------------------------------------------------ result
 
 
 def _install(
     store: EngineStore,
-    build: _Build,
-    quantized: _Quantized,
-    verdict: Verdict,
-    curve: LatencyCurve,
+    build: BuildRun,
+    target: Target,
+    graphs: ModelGraphs,
+    choice: Choice[_Passed],
 ) -> Engine:
-    from edged.build.engine import ONNX_FILE
-
-    digests = build.sources()
-    points = zip(curve.sizes, curve.seconds, strict=True)
+    passed, engine = choice.result, build.recipe.engine
+    quantized = graphs.quantized if choice.variant.precision == "int8" else None
+    points = zip(passed.curve.sizes, passed.curve.seconds, strict=True)
     manifest = Manifest(
         model=build.recipe.name,
-        key=engine_key(digests, build.runtime),
+        key=_key(build, target),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        runner=RUNNER,
-        fingerprint=build.runtime,
-        file=ONNX_FILE,
-        sha256=sha256(quantized.model),
-        precision="int8",
-        sources=digests,
+        runner=target.runner,
+        fingerprint=target.fingerprint,
+        file=ENGINE_FILES[target.runner],
+        sha256=sha256(passed.made.data),
+        precision=choice.variant.precision,
+        notes=(*choice.notes, *_float_layers(quantized.layers if quantized else (), passed.made)),
+        sources=build.sources(),
         input=build.recipe.input,
         output=build.recipe.output,
-        max_batch=build.recipe.engine.max_batch,
-        warm_sizes=build.recipe.engine.warm_sizes,
-        slo_ms=build.recipe.engine.slo_ms,
+        max_batch=engine.max_batch,
+        warm_sizes=engine.warm_sizes,
+        slo_ms=engine.slo_ms,
         latency_ms={str(size): round(seconds * 1e3, 4) for size, seconds in points},
-        quantized=quantized.layers,
-        verdict=verdict,
+        quantized=quantized.layers if quantized else (),
+        verdict=passed.verdict,
     )
-    document = report(manifest, quantized.placement, quantized.ranges)
+    document = report(manifest, quantized.placement if quantized else None,
+                      quantized.ranges if quantized else None)  # fmt: skip
+    document |= {"variant": str(choice.variant), "kept_fp32": passed.kept}
     document |= {"seconds": build.seconds, "warnings": list(build.dataset.warnings)}
-    text = json.dumps(document, indent=2) + "\n"
-    return store.install(manifest, {ONNX_FILE: quantized.model, REPORT_FILE: text.encode()})
+    files = {manifest.file: passed.made.data,
+             REPORT_FILE: (json.dumps(document, indent=2) + "\n").encode()}  # fmt: skip
+    if passed.made.log:
+        files[LOG_FILE] = passed.made.log.encode()
+    if passed.cache is not None:
+        files[CACHE_FILE] = passed.cache
+    return store.install(manifest, files)
+
+
+def _float_layers(quantized: tuple[str, ...], made: Made) -> tuple[str, ...]:
+    """A note if the builder says that it computes quantized layers in float all the same."""
+    inside = {node for layer in made.layers if layer.int8 for node in layer.nodes}
+    lost = [name for name in quantized if name not in inside]
+    if not made.layers or not lost:
+        return ()
+    count = f"{len(lost)} of {len(quantized)} quantized layers"
+    return (f"{count} run in float by TensorRT's own account, e.g. {lost[0]!r}",)

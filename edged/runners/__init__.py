@@ -101,8 +101,22 @@ class Runner(Protocol):
         """Most samples in one batch."""
 
     @property
+    def sizes(self) -> Sequence[int]:
+        """Batch sizes it runs at; one in between is padded up by the runner. Empty: any size."""
+
+    @property
     def lanes(self) -> int:
-        """Number of lanes, at least 1."""
+        """Number of lanes, at least 1; `prepare` may lower it to what was measured to be enough."""
+
+    def prepare(self, progress: Callable[[int, int], None]) -> None:
+        """Gets ready before anything is submitted: compiles, captures, measures.
+
+        Args:
+            progress: called with (steps done, steps in all).
+
+        Raises:
+            EngineError: the engine fails.
+        """
 
     def staging(self, lane: int) -> Mapping[str, Array]:
         """Input buffers of one lane by name, each ``[max_batch, *shape]``, owned by the runner."""
@@ -240,7 +254,8 @@ def warm_up(
     Args:
         runner: an idle runner.
         sizes: batch sizes in samples, 1 to max_batch.
-        progress: called with (sizes done, sizes in all).
+        progress: called with (steps done, steps in all), first for what the runner prepares, then
+            for the sizes that are measured.
         repeats: timed runs for each size; their median counts.
         budget_s: seconds for each size, roughly.
 
@@ -251,6 +266,10 @@ def warm_up(
         EngineError: the engine fails on a batch of zeros.
     """
     points = []
+    try:
+        runner.prepare(progress)
+    except EdgedError as err:
+        raise EngineError(f"warm-up failed: {err.message}") from err
     for position, size in enumerate(sizes):
         zeros = {
             spec.name: np.zeros((size, *spec.shape), dtype=spec.dtype) for spec in runner.inputs
@@ -261,7 +280,7 @@ def warm_up(
         except EdgedError as err:
             raise EngineError(f"warm-up failed at batch size {size}: {err.message}") from err
         progress(position + 1, len(sizes))
-    return LatencyCurve.measured(points)
+    return LatencyCurve.measured(points, stepped=bool(runner.sizes))
 
 
 def _median_time(

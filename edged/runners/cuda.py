@@ -160,6 +160,21 @@ class CudaDevice:
                 ) from err
 
 
+def reset_device(name: str) -> None:
+    """Destroys a device's primary context with all that is in it, so that a new one can be made.
+
+    After an illegal access every call in a context fails. Nobody may use the device meanwhile;
+    what was in it is `TensorRTRunner.abandon`-ed before.
+
+    Raises:
+        DeviceFaultError: the driver cannot do it; only a new process helps.
+    """
+    driver = Driver()
+    device = ctypes.c_int()
+    driver.call("cuDeviceGet", ctypes.byref(device), int(name.removeprefix("cuda:")))
+    driver.call("cuDevicePrimaryCtxReset_v2", device)
+
+
 @dataclass(frozen=True)
 class Buffer:
     """Page-locked memory of the host and its counterpart on the device.

@@ -117,6 +117,7 @@ class OnnxRunner:
     """
 
     device = "cpu"
+    sizes: tuple[int, ...] = ()
 
     def __init__(
         self,
@@ -195,6 +196,10 @@ class OnnxRunner:
         if self._closed:
             raise ValueError("the runner is closed")
         self._submitted.put((lane, samples, done))
+
+    def prepare(self, progress: Callable[[int, int], None]) -> None:
+        """Nothing is compiled or captured: the first run of a size is all there is to warm."""
+        del progress
 
     def close(self) -> None:
         """Waits for what was submitted, then ends the thread."""

@@ -23,19 +23,25 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from edged.engine_store import Engine
-from edged.errors import DeviceFaultError, EngineError
+from edged.errors import DeviceFaultError, EdgedError, EngineError
 from edged.runners import Array, Completion, TensorSpec, input_specs, output_specs
 from edged.runners.cuda import Buffer, CudaDevice, Graph
 from edged.runners.tensorrt_engine import TensorRTEngine, import_tensorrt
 
 log = logging.getLogger(__name__)
 
-DEFAULT_LANES = 2
+MOST_LANES = 3
+"""One batch copied in, one computed, one copied out."""
+ENOUGH = 0.97
+"""A choice that reaches this share of the best throughput is taken if it costs less."""
+PROBE_BATCHES = 30
+
+Memory = Literal["auto", "copy", "mapped", "measure"]
 
 
 def fingerprint(device: str) -> dict[str, str]:
@@ -78,10 +84,11 @@ class TensorRTRunner:
         max_batch: most samples in one batch.
         device: ``cuda:N``.
         sizes: batch sizes to run at, ascending up to max_batch; empty: powers of two.
-        lanes: number of lanes.
+        lanes: number of lanes; None: `prepare` measures how many are enough.
         cache: file for what TensorRT-RTX compiles at the first run; None: it is compiled anew.
-        mapped: let the device read the host's buffers instead of copying; None: where memory is
-            shared, as on Jetson.
+        memory: ``copy`` between host and device; ``mapped``: the device reads and writes the host's
+            buffers; ``measure`` both; ``auto``: measure where memory is shared, as on Jetson, else
+            copy.
 
     Raises:
         EngineRefusedError: no TensorRT or device, out of memory, or the plan is not for this
@@ -99,14 +106,15 @@ class TensorRTRunner:
         sizes: Sequence[int] = (),
         lanes: int | None = None,
         cache: Path | None = None,
-        mapped: bool | None = None,
+        memory: Memory = "auto",
     ) -> None:
         self.device = device
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.max_batch = max_batch
         powers = {2**n for n in range(max_batch.bit_length())} | {max_batch}
         self.sizes = tuple(sorted(sizes or (n for n in powers if n <= max_batch)))
-        self.lanes = lanes or DEFAULT_LANES
+        self.lanes = lanes or MOST_LANES
+        self._measure_lanes = lanes is None
         self.graphs = 0
         self._cache_file = cache
         self._closed = False
@@ -115,8 +123,10 @@ class TensorRTRunner:
         self._trt = import_tensorrt()
         self._engine = TensorRTEngine(self._trt, plan, self.inputs, self.outputs, cache)
         self._profiles = {size: self._engine.profile_for(size) for size in self.sizes}
-        on_device = self._cuda.facts.integrated if mapped is None else mapped
-        self._lanes = [self._make_lane(mapped=on_device) for _ in range(self.lanes)]
+        if memory == "auto":
+            memory = "measure" if self._cuda.facts.integrated else "copy"
+        self.memory = memory
+        self._lanes = [self._make_lane(mapped=memory != "copy") for _ in range(self.lanes)]
         self._submitted: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._last = 0.0
         self._thread = threading.Thread(target=self._wait_all, name=f"{device}-done", daemon=True)
@@ -171,22 +181,34 @@ class TensorRTRunner:
         self._submitted.put(None)
         self._thread.join()
         self._cuda.use()
+        self._free(self._lanes)
         with self._cuda.current():
-            for lane in self._lanes:
-                for graph in lane.graphs.values():
-                    graph.close()
-                lane.contexts.clear()
             self._lanes.clear()
             self._engine.close()
+
+    def abandon(self) -> None:
+        """After a device fault: ends the thread, and frees nothing that the context takes along."""
+        if not self._closed:
+            self._closed = True
+            self._submitted.put(None)
+            self._thread.join()
 
     # -------------------------------------------------------------- warm-up
 
     def prepare(self, progress: Callable[[int, int], None] = lambda _done, _total: None) -> None:
-        """Runs every size on every lane once, then captures the graphs. Nobody may use the runner.
+        """Runs every size on every lane, captures graphs, and measures memory and lanes.
 
         Raises:
             EngineError: the engine fails.
         """
+        self._prepare_lanes(progress)
+        if self.memory == "measure":
+            self._choose_memory(progress)
+        if self._measure_lanes:
+            self._choose_lanes()
+        self._engine.save_cache()
+
+    def _prepare_lanes(self, progress: Callable[[int, int], None]) -> None:
         steps = len(self.sizes) * len(self._lanes)
         for index, lane in enumerate(self._lanes):
             for position, size in enumerate(self.sizes):
@@ -194,7 +216,54 @@ class TensorRTRunner:
                 progress(index * len(self.sizes) + position + 1, steps)
         self._check_graphs()
         self.graphs = sum(len(lane.graphs) for lane in self._lanes)
-        self._engine.save_cache()
+
+    def _choose_memory(self, progress: Callable[[int, int], None]) -> None:
+        """Mapped memory saves the copies, but a kernel may read it slowly: the faster one stays."""
+        mapped_s = self._probe(1, self.max_batch)
+        mapped, self._lanes = self._lanes, [self._make_lane(mapped=False) for _ in self._lanes]
+        self._prepare_lanes(progress)
+        copied_s = self._probe(1, self.max_batch)
+        self.memory = "mapped" if mapped_s <= copied_s else "copy"
+        log.info("%s memory is used", self.memory, extra={"mapped_s": mapped_s, "copy_s": copied_s})
+        if self.memory == "mapped":
+            mapped, self._lanes = self._lanes, mapped
+        self._free(mapped)
+
+    def _choose_lanes(self) -> None:
+        """As few lanes as reach nearly the best throughput at the largest batch."""
+        times = [self._probe(count, self.max_batch) for count in range(1, len(self._lanes) + 1)]
+        best = min(times)
+        self.lanes = next(n for n, t in enumerate(times, start=1) if t * ENOUGH <= best)
+        self._free(self._lanes[self.lanes :])
+        del self._lanes[self.lanes :]
+
+    def _probe(self, lanes: int, size: int) -> float:
+        """Seconds a batch with so many lanes kept busy."""
+        free = threading.Semaphore(lanes)
+        errors: list[EdgedError] = []
+
+        def done(completion: Completion) -> None:
+            if completion.error is not None:
+                errors.append(completion.error)
+            free.release()
+
+        begun = time.monotonic()
+        for batch in range(PROBE_BATCHES):
+            free.acquire()
+            self.submit(batch % lanes, size, done)
+        for _ in range(lanes):
+            free.acquire()
+        if errors:
+            raise errors[0]
+        return (time.monotonic() - begun) / PROBE_BATCHES
+
+    def _free(self, lanes: Sequence[_Lane]) -> None:
+        with self._cuda.current():
+            for lane in lanes:
+                for graph in lane.graphs.values():
+                    graph.close()
+                lane.graphs.clear()
+                lane.contexts.clear()
 
     def _capture(self, lane: _Lane, size: int) -> None:
         self._enqueue(lane, size)

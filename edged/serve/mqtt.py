@@ -42,7 +42,7 @@ class LinkHandlers:
     """Whom the link tells. All are called on the ``mqtt-net`` thread and must not wait.
 
     Attributes:
-        arrived: a PUBLISH came; False: it could not be taken over (and was counted).
+        arrived: a PUBLISH came; False: it could not be taken over and will not be acknowledged.
         delivered: the broker acknowledged the PUBLISH with this packet identifier.
         changed: the connection came or went.
         status: retained status document: (state, session number) -> payload.
@@ -83,6 +83,7 @@ class BrokerLink:
         self.epoch = 0
         self.connected = threading.Event()
         self._order = 0
+        self._max_packet_bytes = 0
         self._said_down = False
         self._was_connected = False
         self._backoff = Backoff(settings.backoff_min_s, settings.backoff_max_s)
@@ -132,10 +133,12 @@ class BrokerLink:
 
         Returns:
             The packet identifier that ``delivered`` will name; None if it was not taken (QoS 0
-            without a connection, or a topic that paho refuses).
+            without a connection, no topic name, or larger than the broker takes). A broker ends the
+            connection over the last two, and again each time they are sent again.
         """
         try:
             properties = PublishProperties(reply)
+            self._check(reply, len(properties.pack()))
             with self._loop.lock:
                 info = self._client.publish(
                     reply.topic,
@@ -151,6 +154,15 @@ class BrokerLink:
         if info.rc == paho.MQTT_ERR_SUCCESS or (reply.qos and info.rc == paho.MQTT_ERR_NO_CONN):
             return info.mid
         return None
+
+    def _check(self, reply: Reply, property_bytes: int) -> None:
+        if not reply.topic:
+            raise ValueError("the topic is empty")
+        size = 7 + len(reply.topic.encode()) + 2 + property_bytes + len(reply.payload)
+        if self._max_packet_bytes and size > self._max_packet_bytes:
+            raise ValueError(
+                f"it has {size} bytes, the broker takes packets of at most {self._max_packet_bytes}"
+            )
 
     def acknowledge(self, receipt: Receipt) -> bool:
         """Sends the PUBACK of a request; False if its connection is gone and it is void."""
@@ -216,6 +228,8 @@ class BrokerLink:
                 self._say_down(type(err).__name__)
             if self.connected.is_set():
                 self._lost("connection lost")
+            else:
+                self._say_down("it ended the connection before it had answered")
             if not self._stop.is_set():
                 chance = random.random()  # noqa: S311  # jitter, not a secret
                 self._stop.wait(self._backoff.pause_s(time.monotonic(), chance))
@@ -258,8 +272,8 @@ class BrokerLink:
 
     def _lost(self, reason: str) -> None:
         self.connected.clear()
-        self._metrics.count("broker_losses_total")
         if not self._stop.is_set():
+            self._metrics.count("broker_losses_total")
             self._say_down(reason)
         self._handlers.changed(LinkDown(self.epoch, reason))
 
@@ -276,6 +290,7 @@ class BrokerLink:
         self._backoff.connected(time.monotonic())
         self._said_down = False
         offered = getattr(properties, "ReceiveMaximum", 65535)
+        self._max_packet_bytes = getattr(properties, "MaximumPacketSize", 0)
         self.connected.set()
         log.info(
             "connected to the broker",
@@ -291,7 +306,7 @@ class BrokerLink:
                 self.epoch,
                 flags.session_present,
                 min(self._settings.send_window, offered),
-                getattr(properties, "MaximumPacketSize", 0),
+                self._max_packet_bytes,
             )
         )
         self._client.subscribe([(topic, 1) for topic in self._subscriptions])
@@ -330,8 +345,8 @@ class BrokerLink:
             user=dict(getattr(properties, "UserProperty", ())),
             retained=message.retain,
         )
-        self._handlers.arrived(arrival)
-        if order:  # only now: a number that nobody answers for would hold up all later ones
+        # A number that nobody answers for would hold up all later ones.
+        if self._handlers.arrived(arrival) and order:
             self._order = order
 
     def _on_publish(

@@ -56,9 +56,8 @@ BACKLOG = 1024
 """Replies that may wait for the broker before intake and devices are held back."""
 
 
-Item: TypeAlias = Outcome | Done | Unanswerable | Receipt | LinkUp | LinkDown | int
-"""What the reply thread is told; an int is the packet identifier of a delivery, a receipt that of
-an arrival for which there was no room."""
+Item: TypeAlias = Outcome | Done | Unanswerable | LinkUp | LinkDown | int
+"""What the reply thread is told; an int is the packet identifier of a delivery."""
 
 
 @dataclass(frozen=True)
@@ -195,17 +194,19 @@ class Pipeline:
     # -------------------------------------------------------------- on mqtt-net: hand over
 
     def arrived(self, arrival: Arrival) -> bool:
-        """Takes a PUBLISH over; False if there is no room, then it is dropped and counted."""
+        """Takes a PUBLISH over; False if there is no room, which is counted.
+
+        QoS 0 is lost then. QoS 1 only meets a full queue if the broker ignores our receive maximum;
+        it gets no acknowledgement, so the broker delivers it again on the next connection.
+        """
         self._metrics.count("arrivals_total")
-        qos = arrival.receipt.qos
-        if self._arrivals.qsize() < ARRIVALS + (self._receive_maximum if qos else 0):
-            self._accepted += 1
-            self._arrivals.put(arrival)
-            return True
-        self._metrics.count("arrivals_dropped_total", "arrivals_full")
-        if qos:  # a broker that ignores our receive maximum
-            self._inbox.put(arrival.receipt)
-        return False
+        room = ARRIVALS + (self._receive_maximum if arrival.receipt.qos else 0)
+        if self._arrivals.qsize() >= room:
+            self._metrics.count("arrivals_dropped_total", "arrivals_full")
+            return False
+        self._accepted += 1
+        self._arrivals.put(arrival)
+        return True
 
     def delivered(self, mid: int) -> None:
         """The broker acknowledged a PUBLISH of ours."""
@@ -298,8 +299,6 @@ class Pipeline:
             self._publisher.delivered(item)
         elif isinstance(item, Unanswerable):
             self._drop(item)
-        elif isinstance(item, Receipt):
-            self._publisher.dropped(item)
         else:
             self._link_changed(item)
 

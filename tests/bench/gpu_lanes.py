@@ -19,22 +19,14 @@ from typing import Any
 import numpy as np
 import pycuda.driver as drv
 
-from edged.build.engine import ProfileShape, tensorrt_plan
 from edged.runners import Completion, TensorSpec
 from edged.runners.tensorrt import TensorRTRunner
 from edged.runners.tensorrt_engine import import_tensorrt
-from tests.bench.gpu_networks import LARGE, MEDIUM, SMALL, Network, network_onnx
+from tests.bench.gpu_networks import LARGE, MEDIUM, SMALL, Network, network_plan
 
 SIZES = (1, 8, 32)
 ROUNDS = 5
 ROUND_S = 0.4
-
-
-def plan(network: Network, *, half: bool) -> bytes:
-    """The engine of a network, batch 1 to 32."""
-    sample = (network.tokens, network.width)
-    shape = ProfileShape((1, *sample), (8, *sample), (32, *sample))
-    return tensorrt_plan(import_tensorrt(), network_onnx(network, half=half), [{"x": shape}]).data
 
 
 class StraightLoop:
@@ -108,7 +100,7 @@ def lanes_loop(runner: TensorRTRunner, rows: Any, seconds: float) -> dict[str, f
 
 def measure(network: Network, *, half: bool) -> list[dict[str, Any]]:
     """One row for each batch size."""
-    data = plan(network, half=half)
+    data = network_plan(network, half=half)
     spec = TensorSpec("x", np.dtype(np.float32), (network.tokens, network.width))
     out = TensorSpec("y", spec.dtype, spec.shape)
     runner = TensorRTRunner(data, [spec], [out], 32, sizes=(1, 2, 4, 8, 16, 32), lanes=3)

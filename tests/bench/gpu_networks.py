@@ -76,3 +76,32 @@ def network_onnx(network: Network, *, half: bool) -> bytes:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
+
+
+def network_plan(network: Network, *, half: bool, max_batch: int = 32) -> bytes:
+    """The engine of a network on the device that is here, batch 1 to ``max_batch``.
+
+    Straight through the builder's own calls, so that runner benches depend on the runner alone.
+
+    Raises:
+        RuntimeError: the parser or the builder refuses it.
+    """
+    from edged.runners.tensorrt_engine import import_tensorrt
+
+    trt = import_tensorrt()
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    flags = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    definition = builder.create_network(0 if flags is None else 1 << int(flags))
+    parser = trt.OnnxParser(definition, trt.Logger(trt.Logger.ERROR))
+    if not parser.parse(network_onnx(network, half=half)):
+        raise RuntimeError(str(parser.get_error(0)))
+    profile = builder.create_optimization_profile()
+    sample = (network.tokens, network.width)
+    shapes = [(size, *sample) for size in (1, max(1, max_batch // 4), max_batch)]
+    profile.set_shape("x", *shapes)
+    config = builder.create_builder_config()
+    config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(definition, config)
+    if plan is None:
+        raise RuntimeError("the builder gave no engine")
+    return bytes(plan)

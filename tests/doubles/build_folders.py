@@ -73,13 +73,14 @@ class BuildFolders:
         force: bool = False,
         progress: Callable[[str, float], None] = lambda _sentence, _share: None,
     ) -> BuildResult:
-        """Runs the whole line."""
+        """Runs the whole line for ONNX Runtime."""
         return build_model(
             "toy",
             engines=self.root / "engines",
             calib=self.root / "calib",
             force=force,
             progress=progress,
+            runner="onnx",
         )
 
     def write_model(self, model: onnx.ModelProto | bytes, more: str = "") -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 
+from edged.build.pipeline import build_model
 from edged.build.ranges import Ranges, parse_ranges
 from edged.engine_store import EngineStore
 from edged.errors import BuildError, ConfigError, EdgedError
 from edged.runners import fingerprint, load, run_batch
+from edged.runners.onnx import FloatGraph
 from tests.doubles import onnx_models
 from tests.doubles.build_folders import BuildFolders, toy
 
@@ -23,7 +27,7 @@ import sys
 from pathlib import Path
 from edged.build.pipeline import build_model
 root = Path(sys.argv[1])
-result = build_model("toy", engines=root / "engines", calib=root / "calib")
+result = build_model("toy", engines=root / "engines", calib=root / "calib", runner="onnx")
 print(result.changed, "onnx" in sys.modules, "onnxruntime" in sys.modules)
 """
 
@@ -177,15 +181,63 @@ def test_convolutional_models_build_through(tmp_path: Path, model: onnx.ModelPro
     assert result.engine.manifest.verdict.metrics["sqnr_db"] > 25
 
 
-def test_engine_that_fails_its_gate_is_not_installed(folders: BuildFolders) -> None:
-    """The earlier engine stays and the error names the gate with its values."""
-    first = folders.build()
+def ruin_ranges(folders: BuildFolders, rest_of_recipe: str) -> None:
+    """Calibrates on samples a thousand times smaller than those that are to be answered."""
     rows = np.random.default_rng(9).normal(size=(100, 12)).astype(np.float32)
-    # Calibrated on samples a thousand times smaller than those it is asked to answer.
-    folders.write_samples(rows / 1000, rows * 1000, np.zeros(100, np.int64))
+    labels = answers_of(folders, rows * 1000)
+    folders.write_samples(rows / 1000, rows * 1000, labels)
+    folders.write_model(onnx_models.mlp(), rest_of_recipe)
+
+
+def answers_of(folders: BuildFolders, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """What the float model answers."""
+    (logits,) = FloatGraph((folders.engine / "model.onnx").read_bytes()).run({"x": rows}).values()
+    return np.asarray(logits.argmax(axis=-1), np.int64)
+
+
+def test_engine_that_fails_its_gate_is_not_installed(folders: BuildFolders) -> None:
+    """Without a fallback the earlier engine stays and the error names the gate with its values."""
+    first = folders.build()
+    ruin_ranges(folders, "fallback = false")
     with pytest.raises(BuildError, match=r"did not pass and is not installed: .*min_agreement"):
         folders.build()
     assert EngineStore(folders.root / "engines").current("toy") == first.engine
+
+
+def test_int8_that_fails_its_gate_falls_back_and_says_why(folders: BuildFolders) -> None:
+    """The next precision is installed; manifest and report hold the reason, and it stays."""
+    ruin_ranges(folders, "")
+    manifest = folders.build().engine.manifest
+    assert manifest.precision == "fp32"
+    assert manifest.quantized == ()
+    assert manifest.verdict.metrics["agreement"] == 1.0
+    (note,) = manifest.notes
+    assert re.search(r"^INT8 could not be had: the engine did not pass.*min_agreement", note)
+    report = json.loads((folders.engine / "built/current/report.json").read_text())
+    assert (report["precision"], report["notes"]) == ("fp32", [note])
+    assert not folders.build().changed
+
+
+@pytest.mark.parametrize(("precision", "least_db"), [("fp16", 55), ("fp32", 100)])
+def test_float_engine_is_built_without_calibrating(
+    tmp_path: Path, precision: str, least_db: float
+) -> None:
+    """FP16 and FP32 need no ranges, so none are made; I/O stays as the recipe says."""
+    folders = toy(tmp_path, more=f'precision = "{precision}"')
+    manifest = folders.build().engine.manifest
+    assert (manifest.precision, manifest.notes, manifest.quantized) == (precision, (), ())
+    assert manifest.verdict.metrics["sqnr_db"] > least_db
+    assert not (folders.calib / "ranges.json").exists()
+
+
+def test_precision_of_the_call_wins_over_the_recipe(folders: BuildFolders) -> None:
+    """A build in another precision is a change, and going back is one too."""
+    roots = {"engines": folders.root / "engines", "calib": folders.root / "calib"}
+    folders.build()
+    other = build_model("toy", **roots, runner="onnx", precision="fp32")
+    assert (other.changed, other.engine.manifest.precision) == (True, "fp32")
+    assert not build_model("toy", **roots, runner="onnx", precision="fp32").changed
+    assert folders.build().engine.manifest.precision == "int8"
 
 
 def test_model_with_its_own_pairs_passes_through_untouched(tmp_path: Path) -> None:
@@ -235,8 +287,6 @@ def test_missing_recipe_is_a_config_error(tmp_path: Path) -> None:
 
 def test_name_that_leaves_the_folder_is_refused(folders: BuildFolders) -> None:
     """A name is no path."""
-    from edged.build.pipeline import build_model
-
     with pytest.raises(ConfigError, match="is no model name"):
         build_model("../toy", engines=folders.root / "engines", calib=folders.root / "calib")
 

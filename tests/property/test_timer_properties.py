@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,28 +16,11 @@ from edged.serve.timer import (
     PHI_LIMITS,
     RATE_WINDOW_S,
     BatchTimer,
-    Decision,
     Waiting,
 )
+from tests.doubles.simulated_device import linear, waiting
 
-SIZES = (1, 2, 4, 8, 16, 32)
 JUNK = (math.nan, math.inf, -math.inf)
-
-
-def linear(alpha: float, beta: float) -> LatencyCurve:
-    """A device on which a batch of b takes alpha + beta b seconds."""
-    return LatencyCurve(SIZES, tuple(alpha + beta * size for size in SIZES))
-
-
-def waiting(arrivals: Sequence[float], deadline: float = math.inf) -> Waiting:
-    """Normal samples that came at these times."""
-    return Waiting(
-        samples=len(arrivals),
-        weight=float(len(arrivals)),
-        arrival_weight=math.fsum(arrivals),
-        newest=max(arrivals),
-        deadline=deadline,
-    )
 
 
 curves = st.builds(
@@ -317,167 +298,3 @@ def test_phi_is_clamped(service: float, limit: float) -> None:
         timer.completed(8, service)
 
     assert timer.phi == limit
-
-
-# ------------------------------------------------------------------ a device, simulated
-
-
-@dataclass(frozen=True)
-class Ran:
-    """One batch of a simulation."""
-
-    closed: float
-    free: float
-    """When the device had become free."""
-    arrivals: tuple[float, ...]
-    service_s: float
-    alpha: float
-    """Setup time as the timer saw it when it closed the batch."""
-    decision: Decision
-
-    @property
-    def voluntary_s(self) -> float:
-        """Seconds that its samples waited although the device was free, summed up."""
-        return math.fsum(self.closed - max(self.free, came) for came in self.arrivals)
-
-
-def simulate(
-    timer: BatchTimer, arrivals: Sequence[float], slow: float = 1.0, slo: float = math.inf
-) -> list[Ran]:
-    """One device and one timer: discrete events, no randomness of its own."""
-    ran: list[Ran] = []
-    queue: list[float] = []
-    position, free, done, alarm, size = 0, 0.0, math.inf, math.inf, 0
-    while position < len(arrivals) or queue:
-        came = arrivals[position] if position < len(arrivals) else math.inf
-        now = min(came, done, alarm)
-        if now == came:
-            queue.append(came)
-            timer.arrived(now, 1)
-            position += 1
-        elif now == done:
-            timer.completed(size, ran[-1].service_s)
-            free, done = now, math.inf
-        alarm = math.inf
-        if done < math.inf or not queue:
-            continue
-        decision = timer.decide(now, waiting(queue, deadline=queue[0] + slo))
-        size = decision.samples
-        if size:
-            alpha = timer.phi * timer.curve.line()[0]
-            service = slow * timer.curve(size)
-            ran.append(Ran(now, free, tuple(queue[:size]), service, alpha, decision))
-            del queue[:size]
-            done = now + service
-        else:
-            alarm = decision.at
-    return ran
-
-
-def poisson(rate: float, count: int, seed: int) -> list[float]:
-    """Arrival times."""
-    chance = random.Random(seed)
-    now, times = 0.0, []
-    for _ in range(count):
-        now += chance.expovariate(rate)
-        times.append(now)
-    return times
-
-
-def cost(ran: Sequence[Ran], price: float) -> float:
-    """J_c in seconds: mean latency + c x (device time per sample)."""
-    samples = sum(len(batch.arrivals) for batch in ran)
-    latency = math.fsum(
-        batch.closed + batch.service_s - came for batch in ran for came in batch.arrivals
-    )
-    device = math.fsum(batch.service_s for batch in ran)
-    return (latency + price * device) / samples
-
-
-@given(
-    curves, st.one_of(st.just(0.0), prices), caps, st.floats(0.05, 0.9), st.integers(0, 10**6),
-    st.sampled_from([0.6, 1.0, 3.0]),
-)  # fmt: skip
-def test_whole_runs_keep_the_promises(
-    curve: LatencyCurve, price: float, cap: int, load: float, seed: int, slow: float
-) -> None:
-    """Everything is served once, in order, within the cap, and waits no more than it may save."""
-    arrivals = poisson(load * cap / curve(cap), 150, seed)
-    timer = BatchTimer(curve, cap, price=price)
-
-    ran = simulate(timer, arrivals, slow)
-
-    assert [came for batch in ran for came in batch.arrivals] == arrivals
-    for batch in ran:
-        assert 1 <= len(batch.arrivals) <= cap
-        assert batch.voluntary_s <= 2 * price * batch.alpha + 1e-9
-        if price == 0:
-            assert batch.closed == max(batch.free, batch.arrivals[0])
-
-
-@given(curves, prices, st.floats(0.05, 0.5), st.integers(0, 10**6))
-def test_waiting_alone_misses_no_deadline(
-    curve: LatencyCurve, price: float, load: float, seed: int
-) -> None:
-    """No batch that the timer held back on a free device ends after its earliest deadline."""
-    timer = BatchTimer(curve, 32, price=price)
-    slo = 3 * curve(32)
-
-    ran = simulate(timer, poisson(load * 32 / curve(32), 150, seed), slo=slo)
-
-    for batch in ran:
-        if batch.closed > max(batch.free, batch.arrivals[-1]):
-            assert batch.closed + batch.service_s <= batch.arrivals[0] + slo
-
-
-@given(prices, st.integers(0, 10**6), st.integers(1, 99))
-def test_the_future_changes_no_decision(price: float, seed: int, cut: int) -> None:
-    """Two runs with the same past decide the same, whatever comes later."""
-    curve = linear(0.002, 0.00025)
-    arrivals = poisson(1000, 100, seed)
-    other = arrivals[:cut] + [came + 0.05 for came in arrivals[cut:]]
-
-    one = simulate(BatchTimer(curve, 32, price=price), arrivals)
-    two = simulate(BatchTimer(curve, 32, price=price), other)
-
-    until = arrivals[cut]
-    past = [batch for batch in one if batch.closed < until]
-    assert past == [batch for batch in two if batch.closed < until]
-
-
-# The device of the published comparison: 2 ms + 0.25 ms a sample, 32 at most, at 30 % load.
-DEVICE = linear(0.002, 0.00025)
-BUSY = poisson(0.3 * 32 / DEVICE(32), 20_000, seed=7)
-
-
-def fixed_count(count: int, arrivals: Sequence[float], price: float) -> float:
-    """J_c of the rule "serve once so many wait", by its own recursion."""
-    free, begin, latency, device = 0.0, 0, 0.0, 0.0
-    while begin < len(arrivals):
-        ready = min(begin + count, len(arrivals)) - 1
-        start, end = max(free, arrivals[ready]), ready + 1
-        while end < len(arrivals) and end - begin < 32 and arrivals[end] <= start:
-            end += 1
-        service = DEVICE(end - begin)
-        free = start + service
-        latency += math.fsum(free - came for came in arrivals[begin:end])
-        device += service
-        begin = end
-    return (latency + price * device) / len(arrivals)
-
-
-def test_a_price_is_worth_its_wait() -> None:
-    """At c = 10 and 30 % load the count limit beats greedy, and nearly equals the best count."""
-    costs = {count: fixed_count(count, BUSY, 10) for count in range(1, 13)}
-
-    priced = cost(simulate(BatchTimer(DEVICE, 32, price=10), BUSY), 10)
-
-    assert priced < 0.95 * costs[1]
-    assert priced < 1.02 * min(costs.values())
-
-
-def test_price_zero_is_greedy() -> None:
-    """At c = 0 it runs exactly as a server that takes whatever waits."""
-    free = cost(simulate(BatchTimer(DEVICE, 32), BUSY), 0)
-
-    assert free == pytest.approx(fixed_count(1, BUSY, 0), rel=1e-12)

@@ -1,0 +1,182 @@
+"""What an engine is built for, and how one is made and opened there: ONNX Runtime or TensorRT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from edged.build.identity import sha256
+from edged.build.plan import PlanJob, PlanLayer, TypedGraphs, profile_of
+from edged.build.plan_process import BuildLimits, PlanRequest, build_plan
+from edged.build.precision import Variant
+from edged.errors import EngineRefusedError
+from edged.recipe import Recipe
+from edged.runners import Runner, fingerprint, input_specs, output_specs
+
+Kind = Literal["onnx", "tensorrt"]
+
+ENGINE_FILES: dict[Kind, str] = {"onnx": "engine.onnx", "tensorrt": "engine.plan"}
+CACHE_FILE = "engine.cache"  # what TensorRT-RTX compiled at the first run; the runner reads it
+LOG_FILE = "build.log"
+
+Tell = Callable[[str, float], None]
+"""Called with a sentence and the share of the work that is done, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """An engine file's content, and what its builder told of it."""
+
+    data: bytes
+    layers: tuple[PlanLayer, ...] = ()
+    log: str = ""
+
+
+@dataclass(frozen=True)
+class Order:
+    """One engine to make.
+
+    Attributes:
+        recipe: whose.
+        variant: how it computes.
+        graphs: the model in that variant.
+        workplace: folder for temporary files.
+    """
+
+    recipe: Recipe
+    variant: Variant
+    graphs: TypedGraphs
+    workplace: Path
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where an engine shall run.
+
+    Attributes:
+        runner: its kind of runner.
+        fingerprint: what the engine is bound to.
+        make: turns an order into an engine; raises `BuildError`.
+        open: loads what was made; raises `EngineRefusedError`.
+        reason: why it is this one, where nobody chose it.
+    """
+
+    runner: Kind
+    fingerprint: Mapping[str, str]
+    make: Callable[[Order, Tell], Made]
+    open: Callable[[Order, Made], Runner]
+    reason: str = field(default="", compare=False)
+
+
+def choose_target(
+    runner: Literal["auto", "onnx", "tensorrt"], device: str, limits: BuildLimits
+) -> Target:
+    """The target for a kind of runner.
+
+    Args:
+        runner: ``auto`` takes TensorRT where it and the device can be used, else ONNX Runtime.
+        device: ``cuda:N`` for TensorRT.
+        limits: of the child process that runs TensorRT's builder.
+
+    Raises:
+        EngineRefusedError: that kind cannot run here.
+    """
+    if runner == "onnx":
+        return onnx_target()
+    why = why_no_tensorrt(device)
+    if not why:
+        return tensorrt_target(device, limits)
+    if runner == "auto":
+        return onnx_target(f"for ONNX Runtime, since TensorRT cannot be used here: {why}")
+    raise EngineRefusedError(why)
+
+
+def why_no_tensorrt(device: str) -> str:
+    """Why TensorRT cannot be used on a device; empty if it can (module, driver and device)."""
+    try:
+        fingerprint("tensorrt", device)
+    except EngineRefusedError as err:
+        return err.message
+    except ImportError as err:
+        # A binding that is installed, but not the library that it binds.
+        return f"{err.name or 'a binding'} cannot be imported: {err}"
+    return ""
+
+
+def onnx_target(reason: str = "") -> Target:
+    """ONNX Runtime on the CPU: the graph is the engine.
+
+    Raises:
+        EngineRefusedError: ONNX Runtime is not installed.
+    """
+
+    def open_onnx(order: Order, made: Made) -> Runner:
+        from edged.runners.onnx import OnnxRunner
+
+        recipe = order.recipe
+        specs = input_specs(recipe.input), output_specs(recipe.output)
+        return OnnxRunner(made.data, *specs, recipe.engine.max_batch)
+
+    return Target(
+        "onnx",
+        fingerprint("onnx"),
+        lambda order, _tell: Made(order.graphs.strong),
+        open_onnx,
+        reason,
+    )
+
+
+def tensorrt_target(device: str, limits: BuildLimits) -> Target:
+    """TensorRT on a GPU: a plan, built in a child process.
+
+    Raises:
+        EngineRefusedError: TensorRT or the device cannot be used.
+    """
+    bound_to = fingerprint("tensorrt", device)
+
+    def open_plan(order: Order, made: Made) -> Runner:
+        from edged.runners.tensorrt import TensorRTRunner
+
+        recipe = order.recipe
+        return TensorRTRunner(
+            made.data,
+            input_specs(recipe.input),
+            output_specs(recipe.output),
+            recipe.engine.max_batch,
+            device=device,
+            sizes=recipe.engine.warm_sizes,
+            cache=order.workplace / CACHE_FILE,
+        )
+
+    return Target("tensorrt", bound_to, plan_maker(device, bound_to, limits), open_plan)
+
+
+def plan_maker(
+    device: str, bound_to: Mapping[str, str], limits: BuildLimits
+) -> Callable[[Order, Tell], Made]:
+    """How a plan is made for a device; needs no GPU where the builder needs none."""
+
+    def make(order: Order, tell: Tell) -> Made:
+        timing = sha256(repr(sorted(bound_to.items())).encode())[:12]
+        request = PlanRequest(
+            order.graphs,
+            plan_job(order.recipe, order.variant),
+            device,
+            timing_cache=order.workplace.parent / f".timing-{timing}.cache",
+        )
+        built = build_plan(request, order.workplace, limits, tell)
+        return Made(built.plan.data, built.plan.layers, built.log)
+
+    return make
+
+
+def plan_job(recipe: Recipe, variant: Variant) -> PlanJob:
+    """What TensorRT is asked for."""
+    return PlanJob(
+        precision=variant.precision,
+        fp16_rest=variant.fp16_rest,
+        profiles=(profile_of(recipe.input, recipe.engine.max_batch),),
+        aux_streams=recipe.engine.aux_streams,
+    )

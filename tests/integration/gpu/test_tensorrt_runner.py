@@ -1,0 +1,309 @@
+"""What only a GPU can show of the TensorRT runner; common rules are in the conformance suite."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edged.errors import DeviceFaultError, EngineRefusedError
+from edged.runners import Completion, TensorSpec, run_batch, warm_up
+from tests.bench.gpu_networks import SMALL, network_onnx, network_plan
+
+pytestmark = pytest.mark.gpu
+
+FLOAT = np.dtype(np.float32)
+SAMPLE = (SMALL.tokens, SMALL.width)
+INPUT, OUTPUT = TensorSpec("x", FLOAT, SAMPLE), TensorSpec("y", FLOAT, SAMPLE)
+SIZES = (1, 2, 4, 8)
+
+
+@pytest.fixture(scope="module")
+def plan() -> bytes:
+    """The small network in FP32, batch 1 to 8."""
+    return network_plan(SMALL, half=False, max_batch=8)
+
+
+def make(plan: bytes, **options: Any) -> Any:
+    """A runner on the first GPU."""
+    from edged.runners.tensorrt import TensorRTRunner
+
+    return TensorRTRunner(plan, [INPUT], [OUTPUT], 8, sizes=SIZES, **options)
+
+
+@pytest.fixture
+def runner(plan: bytes) -> Iterator[Any]:
+    """Prepared, with two lanes."""
+    made = make(plan, lanes=2)
+    made.prepare()
+    yield made
+    made.close()
+
+
+def reference(rows: Any) -> Any:
+    """ONNX Runtime's answer."""
+    from edged.runners.onnx import FloatGraph
+
+    return FloatGraph(network_onnx(SMALL, half=False)).run({"x": rows})["y"]
+
+
+def batch(size: int, seed: int = 0) -> Any:
+    """Random rows."""
+    return np.random.default_rng(seed).standard_normal((size, *SAMPLE)).astype(np.float32)
+
+
+def assert_close(found: Any, wanted: Any) -> None:
+    """TensorRT uses TF32 for FP32 products: ten bits of mantissa."""
+    assert np.abs(found - wanted).max() <= 5e-3 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+def test_every_batch_size_gives_the_right_rows(runner: Any, size: int) -> None:
+    """Sizes between the warmed ones are padded up, and the padding does not show."""
+    rows = batch(size, size)
+
+    assert_close(run_batch(runner, {"x": rows}, lane=size % 2).outputs["y"], reference(rows))
+
+
+def test_all_sizes_run_as_graphs(runner: Any) -> None:
+    """Capture works for each lane and size of a network without host-side control flow."""
+    assert runner.graphs == 2 * len(SIZES)
+
+
+def test_plain_calls_and_graphs_agree(plan: bytes) -> None:
+    """A runner that captured nothing computes the same as one that did."""
+    plain, captured = make(plan, lanes=1), make(plan, lanes=1)
+    captured.prepare()
+    rows = batch(3)
+    try:
+        assert plain.graphs == 0
+        assert captured.graphs == len(SIZES)
+        assert_close(
+            run_batch(plain, {"x": rows}).outputs["y"],
+            np.array(run_batch(captured, {"x": rows}).outputs["y"]),
+        )
+    finally:
+        plain.close()
+        captured.close()
+
+
+@pytest.mark.parametrize("memory", ["copy", "mapped", "measure"])
+def test_each_kind_of_memory_computes_the_same(plan: bytes, memory: str) -> None:
+    """Zero-copy is a matter of speed; measuring ends with one of the two."""
+    made = make(plan, lanes=2, memory=memory)
+    try:
+        made.prepare()
+        rows = batch(5)
+
+        assert_close(run_batch(made, {"x": rows}, lane=1).outputs["y"], reference(rows))
+        assert made.memory in {"copy", "mapped"}
+    finally:
+        made.close()
+
+
+def test_lanes_are_measured(plan: bytes) -> None:
+    """Without a number, between one and three lanes stay, and all of them work."""
+    made = make(plan)
+    try:
+        curve = warm_up(made, SIZES)
+        rows = batch(8)
+
+        assert 1 <= made.lanes <= 3
+        assert curve.stepped
+        assert curve.sizes == SIZES
+        for lane in range(made.lanes):
+            assert_close(run_batch(made, {"x": rows}, lane=lane).outputs["y"], reference(rows))
+    finally:
+        made.close()
+
+
+def test_lanes_overlap_without_mixing_rows(runner: Any) -> None:
+    """A thousand batches over two lanes, each with its own rows, each answered with them."""
+    done: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+    free = [0, 1]
+    inputs = [batch(4, seed) for seed in range(16)]
+    answers = [reference(rows) for rows in inputs]
+
+    def submit(number: int) -> None:
+        lane = free.pop()
+        np.copyto(runner.staging(lane)["x"][:4], inputs[number % 16])
+        runner.submit(lane, 4, lambda completion: finished(number, completion))
+
+    def finished(number: int, completion: Completion) -> None:
+        done.put((number, np.array(completion.outputs["y"])))
+        free.append(completion.lane)
+
+    for number in range(2):
+        submit(number)
+    for number in range(2, 1000):
+        answered, rows = done.get(timeout=30)
+        assert_close(rows, answers[answered % 16])
+        submit(number)
+
+
+def test_the_runtime_cache_is_written_and_read(plan: bytes, tmp_path: Path) -> None:
+    """TensorRT-RTX keeps what it compiled; a damaged cache does no harm."""
+    from edged.runners.tensorrt_engine import import_tensorrt
+
+    if not hasattr(import_tensorrt(), "IRuntimeCache"):
+        pytest.skip("only TensorRT-RTX has a runtime cache")
+    cache = tmp_path / "engine.cache"
+    for content in (None, None, b"no cache"):
+        if content is not None:
+            cache.write_bytes(content)
+        made = make(plan, lanes=1, cache=cache)
+        made.prepare()
+        assert_close(run_batch(made, {"x": batch(2)}).outputs["y"], reference(batch(2)))
+        made.close()
+        assert cache.stat().st_size > 100
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])
+def test_damaged_plans_are_refused(plan: bytes, damage: str) -> None:
+    """Each with a message, none with a crash. The store's digest finds them even before."""
+    data = {
+        "cut": plan[: len(plan) // 2],
+        "flipped": bytes([plan[0] ^ 0xFF]) + plan[1:],
+        "empty": b"",
+        "text": b"not an engine" * 100,
+    }[damage]
+
+    with pytest.raises(EngineRefusedError, match="build it again"):
+        make(data)
+
+
+def test_specs_that_are_not_the_engines_are_refused(plan: bytes) -> None:
+    """Names, shapes and batch sizes are compared with the engine's own."""
+    from edged.runners.tensorrt import TensorRTRunner
+
+    other = TensorSpec("x", FLOAT, (SMALL.tokens, 7))
+    with pytest.raises(EngineRefusedError, match="its manifest says"):
+        TensorRTRunner(plan, [other], [OUTPUT], 8)
+    with pytest.raises(EngineRefusedError, match="its manifest names"):
+        TensorRTRunner(plan, [INPUT], [TensorSpec("z", FLOAT, SAMPLE)], 8)
+    with pytest.raises(EngineRefusedError, match="batch size 64"):
+        TensorRTRunner(plan, [INPUT], [OUTPUT], 64)
+
+
+def test_a_missing_device_is_refused(plan: bytes) -> None:
+    """The message names the device."""
+    with pytest.raises(EngineRefusedError, match="cuda:63 cannot be used"):
+        make(plan, device="cuda:63")
+
+
+def test_too_little_memory_is_said(plan: bytes) -> None:
+    """With the device's memory taken by others, loading is refused, and works again after."""
+    import pycuda.driver as drv
+
+    from edged.runners.cuda import CudaDevice
+
+    device = CudaDevice("cuda:0")
+    taken = []
+    with device.current():
+        for size in (1 << power for power in range(34, 17, -1)):
+            with contextlib.suppress(drv.MemoryError):
+                while True:
+                    taken.append(drv.mem_alloc(size))
+    try:
+        with pytest.raises(EngineRefusedError, match="memory"):
+            make(plan).prepare()
+    finally:
+        with device.current():
+            for block in taken:
+                block.free()
+    make(plan).close()
+
+
+def test_200_loads_and_unloads_leak_nothing(plan: bytes, tmp_path: Path) -> None:
+    """Good and bad engines in turn: device memory and the process's own stay where they were."""
+    import psutil
+
+    from edged.runners.cuda import CudaDevice
+
+    device, process = CudaDevice("cuda:0"), psutil.Process()
+
+    def round_trip(number: int) -> None:
+        if number % 4 == 3:
+            with pytest.raises(EngineRefusedError):
+                make(plan[: len(plan) // 2])
+            return
+        made = make(plan, lanes=1, cache=tmp_path / "engine.cache")
+        if number % 4 == 1:
+            made.prepare()
+        run_batch(made, {"x": batch(1)})
+        made.close()
+
+    for number in range(20):
+        round_trip(number)
+    free, resident = device.free_bytes(), process.memory_info().rss
+    for number in range(200):
+        round_trip(number)
+
+    assert free - device.free_bytes() <= 64 << 20
+    assert process.memory_info().rss - resident <= 100 << 20
+
+
+POISON = """
+import numpy as np, pycuda.driver as drv, sys
+from edged.runners import run_batch
+from edged.runners.cuda import CudaDevice, reset_device
+from edged.errors import DeviceFaultError
+sys.path.insert(0, "tests/integration/gpu")
+import test_tensorrt_runner as t
+plan = open(sys.argv[1], "rb").read()
+runner = t.make(plan, lanes=2)
+runner.prepare()
+ptx = b'''.version 7.0
+.target sm_50
+.address_size 64
+.visible .entry poison() {
+  .reg .u64 %a; .reg .u32 %v;
+  mov.u64 %a, 64; mov.u32 %v, 1; st.global.u32 [%a], %v; ret;
+}
+'''
+device = CudaDevice("cuda:0")
+with device.current():
+    drv.module_from_buffer(ptx).get_function("poison")(block=(1, 1, 1), grid=(1, 1))
+failed = 0
+for attempt in range(3):
+    try:
+        run_batch(runner, {"x": t.batch(2)}, lane=attempt % 2)
+    except DeviceFaultError as err:
+        failed += 1
+        print("fault:", err)
+assert failed == 3, failed
+runner.abandon()
+reset_device("cuda:0")
+again = t.make(plan, lanes=1)
+again.prepare()
+t.assert_close(run_batch(again, {"x": t.batch(2)}).outputs["y"], t.reference(t.batch(2)))
+again.close()
+print("recovered")
+"""
+
+
+def test_a_poisoned_context_is_told_and_can_be_made_anew(plan: bytes, tmp_path: Path) -> None:
+    """An illegal access spoils the context: every batch fails as a device fault, until a reset."""
+    (tmp_path / "engine.plan").write_bytes(plan)
+    ended = subprocess.run(
+        [sys.executable, "-c", POISON, str(tmp_path / "engine.plan")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert "fault:" in ended.stdout, ended.stderr
+    assert "recovered" in ended.stdout, ended.stderr
+
+
+def test_faults_are_of_the_class_that_lets_a_batch_run_elsewhere() -> None:
+    """`DeviceFaultError` is what the serving path retries."""
+    assert DeviceFaultError.retryable

@@ -1,0 +1,147 @@
+"""The sending thread of reports: order, limits, the interval, the end."""
+
+from __future__ import annotations
+
+import json
+import math
+import queue
+from collections.abc import Iterator
+
+import pytest
+
+from edged.events import Event, Stopping, Telemetry
+from edged.metrics import Metrics
+from edged.protocol import Topics
+from edged.report.uplink import QUEUED_EVENTS, Uplink
+
+TOPICS = Topics("edged/v1", "cam-7")
+NEVER_S = 86_400.0
+PATIENCE_S = 30.0
+
+
+class Channel:
+    """Takes what is sent, and makes telemetry on demand."""
+
+    def __init__(self, interval_s: float = NEVER_S) -> None:
+        self.metrics = Metrics()
+        self.sent: queue.Queue[tuple[str, dict[str, object]]] = queue.Queue()
+        self.takes = True
+        self.endless = False
+        self.uplink = Uplink(TOPICS, self._send, self._telemetry, interval_s, self.metrics)
+
+    def _send(self, topic: str, payload: bytes) -> bool:
+        self.sent.put((topic, json.loads(payload)))
+        if self.endless:
+            self.uplink.emit(Stopping(0.0, 0))
+        return self.takes
+
+    def _telemetry(self) -> Telemetry:
+        return Telemetry(5.0, 60.0, 2, 3, {"digits": {"rate": math.nan}}, self.metrics.snapshot())
+
+    def next(self) -> tuple[str, dict[str, object]]:
+        """What was sent next."""
+        return self.sent.get(timeout=PATIENCE_S)
+
+    def next_data(self) -> object:
+        """The data of the event that was sent next."""
+        return self.next()[1]["data"]
+
+
+@pytest.fixture
+def channel() -> Iterator[Channel]:
+    """An uplink without telemetry, not started."""
+    made = Channel()
+    yield made
+    if made.uplink.thread.is_alive():
+        made.uplink.stop(PATIENCE_S)
+
+
+def stopping(number: int) -> Event:
+    """An event that can be told apart."""
+    return Stopping(1.0, number)
+
+
+def test_events_go_out_in_order(channel: Channel) -> None:
+    """What was emitted first is published first, each on the topic of its kind."""
+    channel.uplink.start()
+    for number in range(50):
+        channel.uplink.emit(stopping(number))
+
+    for number in range(50):
+        topic, document = channel.next()
+        assert topic == "edged/v1/cam-7/event/stopping"
+        assert document["source"] == "/edged/v1/cam-7"
+        assert document["data"] == {"outstanding": number}
+
+
+def test_a_full_queue_drops_and_counts(channel: Channel) -> None:
+    """The newest are dropped, emitting never waits, and the rest goes out."""
+    for number in range(QUEUED_EVENTS + 7):
+        channel.uplink.emit(stopping(number))
+
+    assert repr(channel.uplink) == f"<Uplink {QUEUED_EVENTS} events wait>"
+    assert channel.metrics.value("events_dropped_total", "stopping") == 7
+    channel.uplink.start()
+    numbers = [channel.next_data() for _ in range(QUEUED_EVENTS)]
+    assert numbers == [{"outstanding": number} for number in range(QUEUED_EVENTS)]
+
+
+def test_what_the_link_does_not_take_is_counted(channel: Channel) -> None:
+    """Without a broker events are dropped, not kept, and each one is counted."""
+    channel.takes = False
+    channel.uplink.start()
+    channel.uplink.emit(stopping(1))
+    channel.uplink.emit(stopping(2))
+
+    channel.uplink.stop(PATIENCE_S)
+
+    assert channel.sent.qsize() == 2
+    assert channel.metrics.value("events_dropped_total", "stopping") == 2
+
+
+def test_stop_publishes_what_is_queued(channel: Channel) -> None:
+    """The last words are said before the thread ends."""
+    for number in range(20):
+        channel.uplink.emit(stopping(number))
+    channel.uplink.start()
+
+    channel.uplink.stop(PATIENCE_S)
+
+    assert not channel.uplink.thread.is_alive()
+    assert channel.sent.qsize() == 20
+
+
+def test_telemetry_goes_out_at_the_interval() -> None:
+    """It is published again and again as plain JSON, on its own topic."""
+    channel = Channel(interval_s=0.01)
+    channel.metrics.count("arrivals_total")
+    channel.uplink.start()
+
+    for _ in range(3):
+        topic, document = channel.next()
+        assert topic == "edged/v1/cam-7/tele/metrics"
+        assert document == {
+            "time": 5.0,
+            "uptime_s": 60.0,
+            "outstanding": 2,
+            "waiting_samples": 3,
+            "models": {"digits": {"rate": None}},
+            "metrics": {"arrivals_total": [{"value": 1}]},
+        }
+    channel.uplink.stop(PATIENCE_S)
+
+
+def test_events_do_not_crowd_out_telemetry() -> None:
+    """Telemetry keeps its interval while there is always another event to send."""
+    channel = Channel(interval_s=0.01)
+    channel.endless = True
+    channel.uplink.emit(stopping(1))
+    channel.uplink.start()
+
+    topics = iter(lambda: channel.next()[0], "edged/v1/cam-7/tele/metrics")
+    seen = sum(1 for _ in topics)
+
+    assert seen >= 1
+    channel.endless = False
+    channel.uplink.stop(PATIENCE_S)
+    assert not channel.uplink.thread.is_alive()
