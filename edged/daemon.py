@@ -7,43 +7,38 @@ that were not acknowledged are delivered again.
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import os
 import signal
 import sys
 import threading
 import time
-import uuid
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from types import FrameType
 
 from edged import __version__, logs, sd_notify
-from edged.engine_store import EngineStore, Manifest
-from edged.errors import ConfigError, EdgedError
+from edged.engine_store import EngineStore
+from edged.errors import ConfigError
 from edged.events import (
     Disconnected,
     Event,
-    ModelRefused,
     Result,
     Started,
     Stopping,
     Telemetry,
 )
 from edged.metrics import Metrics
-from edged.protocol import Topics, status_document
+from edged.protocol import Topics
+from edged.report.status import Status
 from edged.report.uplink import Uplink
 from edged.serve.admit import Admission
 from edged.serve.batch import WaitingRoom
 from edged.serve.decode import Decoder, Limits
-from edged.serve.gpu import Device, Served
-from edged.serve.models import ReadyModel, load_model
+from edged.serve.devices import Devices, Notice
+from edged.serve.models import ModelHost
 from edged.serve.mqtt import BrokerLink, LinkHandlers
 from edged.serve.pipeline import Pipeline, Sender, Watchers
-from edged.serve.request import LinkDown, LinkUp, Outcome, Reply, ReplyFormat
-from edged.serve.timer import BatchTimer
+from edged.serve.request import LinkDown, LinkUp, Outcome, Reply
 from edged.settings import Settings, load_settings
 
 log = logging.getLogger(__name__)
@@ -83,139 +78,103 @@ class Service:
     def __init__(self, settings: Settings, file: Path | None) -> None:
         self._settings = settings
         self._file = file
-        self._boot_id = str(uuid.uuid4())
-        self._topics = Topics(settings.device.root, settings.device.name)
-        self._metrics = Metrics()
-        self._refused: dict[str, str] = {}
-        self._models: dict[str, ReadyModel] = {}
-        self._early: list[Event] = []
+        self._topics = topics = Topics(settings.device.root, settings.device.name)
+        self._metrics = metrics = Metrics()
+        self._host = host = ModelHost(EngineStore(settings.paths.engines), settings.serve)
+        self._status = Status(lambda: tuple(host.models))
+        self._room = WaitingRoom({}, Admission(settings.serve.queue_samples).refusal)
         self._down_since: float | None = None
+        self._began = time.monotonic()
         self._woken = threading.Event()
         self._stops = 0
         self._reload = False
-
-    # -------------------------------------------------------------- from start to end
-
-    def run(self, began: float) -> int:
-        """Starts, serves, and ends; returns the exit code."""
-        self._catch_signals()
-        self._load_models()
-        if self._stops:
-            return os.EX_OK
-        if not self._models:
-            log.critical(
-                "no model can be served; build one with: edged build MODEL, then see: edged doctor",
-                extra={"refused": self._refused},
-            )
-            return os.EX_UNAVAILABLE
-        self._assemble()
-        gc.collect()
-        gc.freeze()  # what is loaded stays; no collection needs to look at it again
-        self._pipeline.start(
-            Sender(self._link.publish, self._link.acknowledge), self._make_devices()
+        self._loader: threading.Thread | None = None
+        self._devices = devices = Devices(
+            host, self._room, metrics, Notice(self._emit, self._woken.set, self._warming)
         )
-        self._uplink.start()
-        self._link.start()
-        self._wait_until_ready(began)
-        fault = self._watch()
-        return self._fail(fault) if fault else self._end()
-
-    def _load_models(self) -> None:
-        serve = self._settings.serve
-        store = EngineStore(self._settings.paths.engines)
-        wanted = serve.models or tuple(store.models())
-        for position, name in enumerate(wanted):
-            if self._stops:
-                return
-            where = f"model {position + 1} of {len(wanted)}, {name}"
-            try:
-                model = load_model(store, name, serve.onnx_threads, partial(_say_warming, where))
-            except EdgedError as err:
-                self._refused[name] = err.message
-                self._early.append(ModelRefused(time.time(), name, err.message))
-                log.error("model %s is not served: %s", name, err.message)  # noqa: TRY400  # no fault of ours
-            else:
-                self._models[name] = model
-                self._early.append(model.event(time.time()))
-                log.info("model %s is warm", name, extra={"ms": model.latency_ms})
-
-    def _assemble(self) -> None:
-        settings, topics = self._settings, self._topics
-        manifests = {name: model.manifest for name, model in self._models.items()}
-        decoder = Decoder(
-            topics,
-            manifests.get,
-            limits=Limits(
-                settings.serve.max_request_bytes,
-                settings.serve.max_request_samples,
-                settings.serve.max_deadline_s,
-            ),
-            reply_prefixes=settings.serve.reply_prefixes,
-            unavailable=frozenset(self._refused),
+        limits = Limits(
+            settings.serve.max_request_bytes,
+            settings.serve.max_request_samples,
+            settings.serve.max_deadline_s,
         )
-        timers = {
-            name: BatchTimer(model.curve, model.manifest.max_batch)
-            for name, model in self._models.items()
-        }
-        self._room = WaitingRoom(timers, Admission(settings.serve.queue_samples).refusal)
         self._pipeline = Pipeline(
-            decoder,
-            {name: _format(manifest) for name, manifest in manifests.items()},
+            Decoder(
+                topics,
+                host.manifest,
+                limits=limits,
+                reply_prefixes=settings.serve.reply_prefixes,
+                unavailable=host.refused,
+            ),
+            devices.formats,
             self._room,
-            self._metrics,
+            metrics,
             Watchers(self._answered, self._link_changed),
             dead_topic=topics.dead,
             receive_maximum=settings.broker.receive_maximum,
         )
+        pipeline = self._pipeline
         self._link = BrokerLink(
             settings.broker,
             f"edged-{settings.device.name}",
             topics.status,
             topics.subscriptions,
             LinkHandlers(
-                self._pipeline.arrived,
-                self._pipeline.delivered,
-                self._pipeline.link_changed,
-                self._status,
+                pipeline.arrived, pipeline.delivered, pipeline.link_changed, self._status.document
             ),
-            self._metrics,
+            metrics,
         )
         self._uplink = Uplink(
             topics,
             self._publish_report,
             self._telemetry,
             settings.report.telemetry_interval_s,
-            self._metrics,
+            metrics,
         )
-        self._began = time.monotonic()
 
-    def _make_devices(self) -> list[Device]:
-        by_device: dict[str, dict[str, Served]] = {}
-        for name, model in self._models.items():
-            served = Served(model.runner, model.manifest.input)
-            by_device.setdefault(model.runner.device, {})[name] = served
-        return [
-            Device(device, models, self._room.take, self._room.completed, self._pipeline.done)
-            for device, models in by_device.items()
-        ]
+    # -------------------------------------------------------------- from start to end
 
-    def _wait_until_ready(self, began: float) -> None:
+    def run(self, began: float) -> int:
+        """Starts, serves, and ends; returns the exit code."""
+        self._catch_signals()
+        if not self._host.wanted():
+            return self._nothing_to_serve()
+        self._link.start(subscribe=False)  # it connects while models are warmed
+        early = self._devices.load(lambda: self._stops > 0)
+        if self._stops or not self._host.models:
+            self._link.stop(self._status.document("offline", self._link.epoch))
+            return os.EX_OK if self._stops else self._nothing_to_serve()
+        running = self._devices.start(self._pipeline.done)
+        self._pipeline.start(Sender(self._link.publish, self._link.acknowledge), running)
+        gc.collect()
+        gc.freeze()  # what is loaded stays; no collection needs to look at it again
+        self._uplink.start()
+        self._wait_until_ready(began, early)
+        fault = self._watch()
+        return self._fail(fault) if fault else self._end()
+
+    def _nothing_to_serve(self) -> int:
+        log.critical(
+            "no model can be served; build one with: edged build MODEL, then see: edged doctor",
+            extra={"refused": dict(self._host.refused)},
+        )
+        return os.EX_UNAVAILABLE
+
+    def _wait_until_ready(self, began: float, early: list[Event]) -> None:
         until = time.monotonic() + self._settings.broker.offline_after_s
         while not self._link.connected.is_set() and not self._stops:
             left = until - time.monotonic()
             if left <= 0:
                 break
             self._link.connected.wait(min(left, LOOK_S))
+        self._status.change("online")
+        self._link.subscribe()
+        self._publish_status()
         offline = not self._link.connected.is_set()
-        took = time.monotonic() - began
-        names = tuple(self._models)
-        state = "offline: no broker yet" if offline else "connected"
-        sd_notify.notify(ready=True, status=f"serving {', '.join(names)}; {state}")
-        log.info("ready", extra={"models": names, "offline": offline, "seconds": round(took, 3)})
-        for event in (
-            *self._early,
-            Started(time.time(), __version__, names, offline, round(took, 3)),
-        ):
+        took = round(time.monotonic() - began, 3)
+        names = tuple(self._host.models)
+        sd_notify.notify(ready=True, status=self._sentence())
+        log.info("ready", extra={"models": names, "offline": offline, "seconds": took})
+        for event in (*early, Started(time.time(), __version__, names, offline, took)):
             self._uplink.emit(event)
 
     def _watch(self) -> str | None:
@@ -232,12 +191,20 @@ class Service:
             said = fault or ""
             if not fault:
                 sd_notify.notify(watchdog=True)
+            self._tell_state()
             self._woken.wait(pause)
             self._woken.clear()
             if self._reload:
                 self._reload = False
                 self._read_settings_again()
         return None
+
+    def _tell_state(self) -> None:
+        out = sorted(self._devices.faults)
+        progress = ", ".join(f"{name} failed" for name in out)
+        if self._status.change("degraded" if out else "online", progress):
+            self._publish_status()
+            sd_notify.notify(status=self._sentence())
 
     def _fault(self) -> str | None:
         if not self._link.alive():
@@ -251,20 +218,22 @@ class Service:
         sd_notify.notify(stopping=True, status=f"draining {outstanding} requests")
         log.info("draining", extra={"outstanding": outstanding})
         self._uplink.emit(Stopping(time.time(), outstanding))
-        self._publish_status("draining")
-        left = self._pipeline.drain(self._settings.serve.drain_s)
+        self._status.change("draining")
+        self._publish_status()
+        limit = self._settings.serve.drain_s
+        left = self._pipeline.drain(limit)
         if left:
             log.warning(
                 "%d requests were cut off after serve.drain_s = %g s; the broker delivers those of "
                 "QoS 1 again",
                 left,
-                self._settings.serve.drain_s,
+                limit,
             )
         self._uplink.stop(1.0)
-        self._link.stop(self._status("offline", self._link.epoch))
+        self._link.stop(self._status.document("offline", self._link.epoch))
         self._pipeline.stop()
-        for model in self._models.values():
-            model.runner.close()
+        for model in self._host.models.values():
+            model.close()
         log.info("stopped", extra={"cut_off": left})
         return EX_CUT_OFF if left else os.EX_OK
 
@@ -291,39 +260,53 @@ class Service:
         self._woken.set()
 
     def _read_settings_again(self) -> None:
+        """Takes over what may change live, and new engines from the store, in the background."""
         sd_notify.notify(reloading=True)
         try:
             new = load_settings(self._file)
         except ConfigError as err:
             log.error("settings not reloaded, the old ones stay: %s", err.message)  # noqa: TRY400  # no fault of ours
         else:
+            waiting = self._settings.needs_restart(new)
+            self._settings = self._settings.with_live(new)
             logs.configure(new.log.level, new.log.format)
-            changed = [
-                name
-                for name in type(new).model_fields
-                if name != "log" and getattr(new, name) != getattr(self._settings, name)
-            ]
-            log.info("settings reloaded", extra={"need_a_restart": changed})
+            self._host.settings = self._settings.serve
+            self._room.set_rule(Admission(self._settings.serve.queue_samples).refusal)
+            log.info("settings reloaded", extra={"need_a_restart": waiting})
         sd_notify.notify(ready=True)
+        if self._loader is None or not self._loader.is_alive():
+            self._loader = threading.Thread(target=self._refresh, name="loader", daemon=True)
+            self._loader.start()
+
+    def _refresh(self) -> None:
+        """On the loader thread: engines that are new in the store take over."""
+        for event in self._devices.load(lambda: self._stops > 0):
+            self._uplink.emit(event)
 
     # -------------------------------------------------------------- status and reports
 
-    def _status(self, state: str, session: int) -> bytes:
-        document = status_document(
-            state,
-            self._boot_id,
-            session,
-            version=__version__,
-            ts=time.time(),
-            models=tuple(self._models) if state == "online" else (),
-        )
-        return json.dumps(document, separators=(",", ":")).encode()
+    def _sentence(self) -> str:
+        where = "connected" if self._link.connected.is_set() else "offline: no broker yet"
+        faults = sorted(self._devices.faults)
+        out = f"; out: {', '.join(faults)}" if faults else ""
+        return f"serving {', '.join(self._host.models)}; {where}{out}"
 
-    def _publish_status(self, state: str) -> None:
-        payload = self._status(state, self._link.epoch)
-        self._link.publish(
-            Reply(self._topics.status, payload, 1, content_type="application/json", retain=True)
-        )
+    def _warming(self, where: str, done: int, total: int) -> None:
+        progress = f"{where}: {done} of {total} steps"
+        sd_notify.notify(status=f"warming {progress}", extend_timeout_s=60)
+        if self._status.state == "warming" and self._status.change("warming", progress):
+            self._publish_status()
+
+    def _publish_status(self) -> None:
+        if self._link.connected.is_set():
+            payload = self._status.document("online", self._link.epoch)
+            topic = self._topics.status
+            self._link.publish(
+                Reply(topic, payload, 1, content_type="application/json", retain=True)
+            )
+
+    def _emit(self, event: Event) -> None:
+        self._uplink.emit(event)
 
     def _publish_report(self, topic: str, payload: bytes) -> bool:
         reply = Reply(topic, payload, 0, content_type="application/json")
@@ -331,21 +314,12 @@ class Service:
 
     def _telemetry(self) -> Telemetry:
         now = time.monotonic()
-        timers = {}
-        for name in self._models:
-            timer = self._room.timer(name)
-            timers[name] = {
-                "price": timer.price,
-                "phi": round(timer.phi, 4),
-                "rate": round(timer.rate(now), 3),
-                "limit": timer.limit(now),
-            }
         return Telemetry(
             time=time.time(),
             uptime_s=round(now - self._began, 3),
             outstanding=self._pipeline.outstanding,
             waiting_samples=self._room.samples,
-            models=timers,
+            models=self._room.timer_states(now),
             metrics=self._metrics.snapshot(),
         )
 
@@ -372,18 +346,7 @@ class Service:
             away = round(time.monotonic() - self._down_since, 3)
             self._down_since = None
             self._uplink.emit(Disconnected(time.time(), away, change.session_present))
-            sd_notify.notify(status=f"serving {', '.join(self._models)}; connected")
-
-
-def _say_warming(where: str, done: int, total: int) -> None:
-    sd_notify.notify(status=f"warming {where}: {done} of {total} batch sizes", extend_timeout_s=60)
-
-
-def _format(manifest: Manifest) -> ReplyFormat:
-    labels: Mapping[str, tuple[str, ...]] = {
-        output.name: output.labels for output in manifest.output if output.labels
-    }
-    return ReplyFormat(manifest.key[:12], labels)
+        sd_notify.notify(status=self._sentence())
 
 
 def _values(outcome: Outcome) -> dict[str, object]:

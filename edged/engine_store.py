@@ -75,6 +75,8 @@ class Manifest(_Strict):
     max_batch: Annotated[int, Field(ge=1)]
     warm_sizes: tuple[int, ...]
     slo_ms: float
+    refuse_nonfinite: bool = False
+    """Whether a sample whose outputs hold NaN or infinity is answered with an error."""
     latency_ms: Mapping[str, float]
     """Batch size -> milliseconds when it was built; serving measures again at warm-up."""
     quantized: tuple[str, ...]

@@ -164,6 +164,12 @@ class DeviceFaultError(EngineError):
     retryable = True
 
 
+class NonFiniteOutputError(ServiceError):
+    """The engine's outputs hold NaN or infinity, which the recipe does not let through."""
+
+    code = "nonfinite_output"
+
+
 class ReplyTooLargeError(ServiceError):
     """The reply is larger than the broker accepts."""
 

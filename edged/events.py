@@ -63,6 +63,25 @@ class ModelRefused(Event):
 
 
 @dataclass(frozen=True)
+class DeviceFailed(Event):
+    """A device was taken out; it is tried again with growing pauses."""
+
+    kind = "device_failed"
+    device: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DeviceRecovered(Event):
+    """A device that had failed serves again."""
+
+    kind = "device_recovered"
+    device: str
+    attempts: int
+    """Faults since it was taken out, its own included."""
+
+
+@dataclass(frozen=True)
 class Disconnected(Event):
     """The request broker went away; sent once it is back."""
 
@@ -109,7 +128,8 @@ class Telemetry(Event):
 
 
 EVENTS: tuple[type[Event], ...] = (
-    Started, ModelLoaded, ModelRefused, Disconnected, Stopping, Result, Telemetry,
+    Started, ModelLoaded, ModelRefused, DeviceFailed, DeviceRecovered, Disconnected, Stopping,
+    Result, Telemetry,
 )  # fmt: skip
 
 

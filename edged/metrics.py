@@ -53,6 +53,7 @@ METRICS: dict[str, Metric] = {
     "latency_seconds": Metric(
         "histogram", ("model",), "From arrival until the broker has the reply.", SECONDS
     ),
+    "device_faults_total": Metric("counter", ("device",), "Faults of a device."),
     "broker_losses_total": Metric("counter", (), "Connections to the broker that were lost."),
     "sessions_lost_total": Metric(
         "counter", (), "Reconnections at which the broker had not kept the session."

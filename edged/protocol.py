@@ -193,7 +193,7 @@ def _not_a_topic_name(topic: str) -> str | None:
 
 # ------------------------------------------------------------------ payload documents
 
-STATES = ("online", "offline", "draining")
+STATES = ("warming", "online", "degraded", "draining", "offline")
 
 
 def status_document(

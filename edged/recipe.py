@@ -167,6 +167,8 @@ class EngineOptions(_Strict):
     """Sizes that are warmed and measured; empty: powers of two up to max_batch, and max_batch."""
     slo_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 1000.0
     """Deadline of a request that brings none, from its arrival."""
+    refuse_nonfinite: bool = False
+    """Whether a sample whose outputs hold NaN or infinity is answered with an error."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> EngineOptions:

@@ -94,7 +94,11 @@ class ServeSettings(_Section):
 
     models: tuple[str, ...] = ()
     """Models to serve; empty: every model that has an engine."""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda:\d+)$")] = "auto"
+    devices: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^(auto|cpu(:\d+)?|cuda:\d+)$")], ...],
+        Field(min_length=1),
+    ] = ("auto",)
+    """Devices that share the work; auto: cuda:0 for a TensorRT engine, the CPU for another."""
     queue_samples: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     """Samples that may wait for one model; beyond it requests are answered ``queue_full``."""
     max_request_bytes: Annotated[int, Field(ge=1, le=268_435_455)] = 16 * 1024 * 1024
@@ -144,6 +148,15 @@ class PathSettings(_Section):
     """Calibration sets and ranges."""
 
 
+LIVE = frozenset(
+    {
+        "log.level", "log.format", "report.results", "serve.models", "serve.queue_samples",
+        "serve.drain_s", "serve.stuck_s",
+    }
+)  # fmt: skip
+"""Settings that SIGHUP takes over; the others need a restart. docs/settings.md marks them."""
+
+
 class Settings(BaseSettings):
     """All sections. Build it with `load_settings`."""
 
@@ -157,6 +170,27 @@ class Settings(BaseSettings):
     report: ReportSettings = Field(default_factory=ReportSettings)
     log: LogSettings = Field(default_factory=LogSettings)
     paths: PathSettings = Field(default_factory=PathSettings)
+
+    def needs_restart(self, new: Settings) -> list[str]:
+        """Names of the settings that differ in ``new`` and cannot change while the service runs."""
+        pairs = [
+            (f"{section}.{field}", getattr(getattr(self, section), field), value)
+            for section, values in new
+            for field, value in values
+        ]
+        return [name for name, old, value in pairs if old != value and name not in LIVE]
+
+    def with_live(self, new: Settings) -> Settings:
+        """These settings with what may change while the service runs taken from ``new``."""
+        changed: dict[str, dict[str, Any]] = {}
+        for name in LIVE:
+            section, field = name.split(".")
+            changed.setdefault(section, {})[field] = getattr(getattr(new, section), field)
+        sections = {
+            section: getattr(self, section).model_copy(update=fields)
+            for section, fields in changed.items()
+        }
+        return self.model_copy(update=sections)
 
     @classmethod
     def settings_customise_sources(

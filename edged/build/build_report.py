@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edged import __version__
+from edged.build.plan import PlanLayer
 from edged.build.ranges import Ranges
 from edged.engine_store import Manifest
 
@@ -45,4 +47,23 @@ def report(
         "float": placement.kept,
         "shortcuts": {item.node: item.tensor for item in placement.shortcuts},
         "shared_ranges": [sorted(group) for group in placement.groups],
+    }
+
+
+def plan_report(layers: Sequence[PlanLayer], quantized: Sequence[str]) -> dict[str, Any]:
+    """What TensorRT's builder says of its layers, after fusion.
+
+    Args:
+        layers: as the builder logged them.
+        quantized: ONNX nodes that should be INT8.
+    """
+    inside = {node for layer in layers if layer.int8 for node in layer.nodes}
+    return {
+        "layers": len(layers),
+        "linear": {
+            layer.name: {"inputs": layer.inputs, "outputs": layer.outputs}
+            for layer in layers
+            if layer.linear
+        },
+        "int8": [node for node in quantized if node in inside],
     }

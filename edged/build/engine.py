@@ -191,6 +191,8 @@ def _parse(trt: ModuleType, network: Any, model: bytes, logger: Any) -> None:
 
 
 def _parser_error(error: Any) -> str:
+    if error.node() < 0:  # the file as a whole
+        return str(error.desc())
     # TensorRT 8 knows the node's number only.
     name = error.node_name() if hasattr(error, "node_name") else ""
     operator = f" ({error.node_operator()})" if hasattr(error, "node_operator") else ""

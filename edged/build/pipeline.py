@@ -21,7 +21,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from edged.build.build_report import report
+from edged.build.build_report import plan_report, report
 from edged.build.build_run import BuildRun, Progress, open_build
 from edged.build.dataset import model_inputs
 from edged.build.identity import engine_key, engine_options, sha256
@@ -328,13 +328,20 @@ def _install(
         max_batch=engine.max_batch,
         warm_sizes=engine.warm_sizes,
         slo_ms=engine.slo_ms,
+        refuse_nonfinite=engine.refuse_nonfinite,
         latency_ms={str(size): round(seconds * 1e3, 4) for size, seconds in points},
         quantized=quantized.layers if quantized else (),
         verdict=passed.verdict,
     )
-    document = report(manifest, quantized.placement if quantized else None,
-                      quantized.ranges if quantized else None)  # fmt: skip
+    document = report(
+        manifest,
+        quantized.placement if quantized else None,
+        quantized.ranges if quantized else None,
+    )
     document |= {"variant": str(choice.variant), "kept_fp32": passed.kept}
+    document |= (
+        {"plan": plan_report(passed.made.layers, manifest.quantized)} if passed.made.layers else {}
+    )
     document |= {"seconds": build.seconds, "warnings": list(build.dataset.warnings)}
     files = {manifest.file: passed.made.data,
              REPORT_FILE: (json.dumps(document, indent=2) + "\n").encode()}  # fmt: skip

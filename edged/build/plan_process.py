@@ -212,7 +212,8 @@ def child_environment(environ: Mapping[str, str], device: str) -> dict[str, str]
     return {
         "CUDA_MODULE_LOADING": "LAZY",
         **environ,
-        "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path if path),
+        # Absolute, since the child starts in another folder; "" is the current one.
+        "PYTHONPATH": os.pathsep.join(str(Path(path).absolute()) for path in sys.path),
         "CUDA_VISIBLE_DEVICES": number,
     }
 

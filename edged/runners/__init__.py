@@ -173,14 +173,12 @@ _NO_ONNX_RUNTIME = (
 )
 
 
-def load(
-    engine: Engine, *, device: str = "cuda:0", lanes: int | None = None, threads: int = 0
-) -> Runner:
+def load(engine: Engine, *, device: str = "", lanes: int | None = None, threads: int = 0) -> Runner:
     """Loads an installed engine with the runner it was built for.
 
     Args:
         engine: from `EngineStore.usable`.
-        device: ``cuda:N`` for TensorRT; ONNX Runtime runs on the CPU whatever it is.
+        device: ``cuda:N`` for TensorRT, ``cpu`` or ``cpu:N`` for ONNX Runtime; "": the first.
         lanes: lanes of the runner; None: its default.
         threads: ONNX Runtime's threads inside one operator; 0: one for each core.
 
@@ -188,14 +186,32 @@ def load(
         EngineRefusedError: damaged, refused by the runtime, or the runtime is not installed.
     """
     if engine.manifest.runner == "tensorrt":
-        runner: Runner = _tensorrt().load(engine, device=device, lanes=lanes)
+        runner: Runner = _tensorrt().load(engine, device=device or "cuda:0", lanes=lanes)
         return runner
     try:
         # Imported by need: the daemon loads no runtime that no engine asks for.
         from edged.runners import onnx
     except ModuleNotFoundError as err:
         raise EngineRefusedError(_NO_ONNX_RUNTIME) from err
-    return onnx.load(engine, lanes=lanes or 1, threads=threads)
+    return onnx.load(engine, device=device or "cpu", lanes=lanes or 1, threads=threads)
+
+
+def abandon(failed: Sequence[Runner]) -> None:
+    """Ends runners whose device failed, and makes the device usable again.
+
+    Raises:
+        EdgedError: it stays unusable.
+    """
+    devices = set()
+    for runner in failed:
+        leave = getattr(runner, "abandon", None)
+        if leave is None:
+            runner.close()
+        else:
+            leave()
+            devices.add(runner.device)
+    for device in devices:
+        _tensorrt().reset_device(device)
 
 
 def _tensorrt() -> ModuleType:

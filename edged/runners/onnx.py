@@ -108,6 +108,7 @@ class OnnxRunner:
         inputs: as the model takes them.
         outputs: as the model gives them.
         max_batch: most samples in one batch.
+        device: what it is called; several runners of one name share nothing but the cores.
         lanes: number of lanes.
         threads: threads inside one operator; 0: one for each core.
 
@@ -116,7 +117,6 @@ class OnnxRunner:
             those of the specs.
     """
 
-    device = "cpu"
     sizes: tuple[int, ...] = ()
 
     def __init__(
@@ -126,9 +126,11 @@ class OnnxRunner:
         outputs: Sequence[TensorSpec],
         max_batch: int,
         *,
+        device: str = "cpu",
         lanes: int = 1,
         threads: int = 0,
     ) -> None:
+        self.device = device
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.max_batch = max_batch
@@ -259,7 +261,7 @@ def _fits(form: Sequence[int | str | None], sample: Sequence[int]) -> bool:
     )
 
 
-def load(engine: Engine, *, lanes: int = 1, threads: int = 0) -> OnnxRunner:
+def load(engine: Engine, *, device: str = "cpu", lanes: int = 1, threads: int = 0) -> OnnxRunner:
     """Loads an installed engine; its digest is checked on the bytes that are loaded.
 
     Raises:
@@ -271,6 +273,7 @@ def load(engine: Engine, *, lanes: int = 1, threads: int = 0) -> OnnxRunner:
         input_specs(manifest.input),
         output_specs(manifest.output),
         manifest.max_batch,
+        device=device,
         lanes=lanes,
         threads=threads,
     )

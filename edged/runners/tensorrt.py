@@ -30,16 +30,20 @@ import numpy as np
 from edged.engine_store import Engine
 from edged.errors import DeviceFaultError, EdgedError, EngineError
 from edged.runners import Array, Completion, TensorSpec, input_specs, output_specs
-from edged.runners.cuda import Buffer, CudaDevice, Graph
+from edged.runners.cuda import Buffer, CudaDevice, Graph, reset_device
 from edged.runners.tensorrt_engine import TensorRTEngine, import_tensorrt
 
 log = logging.getLogger(__name__)
+
+__all__ = ["TensorRTRunner", "fingerprint", "load", "reset_device"]
 
 MOST_LANES = 3
 """One batch copied in, one computed, one copied out."""
 ENOUGH = 0.97
 """A choice that reaches this share of the best throughput is taken if it costs less."""
 PROBE_BATCHES = 30
+SPIN_BELOW_S = 0.5e-3
+"""Being woken from a blocking wait took 20 to 40 us on an H200 machine (docs/benchmarks.md)."""
 
 Memory = Literal["auto", "copy", "mapped", "measure"]
 
@@ -183,7 +187,6 @@ class TensorRTRunner:
         self._cuda.use()
         self._free(self._lanes)
         with self._cuda.current():
-            self._lanes.clear()
             self._engine.close()
 
     def abandon(self) -> None:
@@ -204,6 +207,7 @@ class TensorRTRunner:
         self._prepare_lanes(progress)
         if self.memory == "measure":
             self._choose_memory(progress)
+        self._choose_waiting()
         if self._measure_lanes:
             self._choose_lanes()
         self._engine.save_cache()
@@ -229,13 +233,20 @@ class TensorRTRunner:
             mapped, self._lanes = self._lanes, mapped
         self._free(mapped)
 
+    def _choose_waiting(self) -> None:
+        """Short batches are waited for by spinning: to be woken would cost a good part of them."""
+        if self._probe(1, self.max_batch) < SPIN_BELOW_S:
+            for lane in self._lanes:
+                lane.done = self._cuda.event(spin=True)
+
     def _choose_lanes(self) -> None:
         """As few lanes as reach nearly the best throughput at the largest batch."""
         times = [self._probe(count, self.max_batch) for count in range(1, len(self._lanes) + 1)]
         best = min(times)
         self.lanes = next(n for n, t in enumerate(times, start=1) if t * ENOUGH <= best)
-        self._free(self._lanes[self.lanes :])
+        spare = self._lanes[self.lanes :]
         del self._lanes[self.lanes :]
+        self._free(spare)
 
     def _probe(self, lanes: int, size: int) -> float:
         """Seconds a batch with so many lanes kept busy."""
@@ -257,13 +268,15 @@ class TensorRTRunner:
             raise errors[0]
         return (time.monotonic() - begun) / PROBE_BATCHES
 
-    def _free(self, lanes: Sequence[_Lane]) -> None:
+    def _free(self, lanes: list[_Lane]) -> None:
+        """Empties the list; its lanes must go while their context is current."""
         with self._cuda.current():
-            for lane in lanes:
+            while lanes:
+                lane = lanes.pop()
                 for graph in lane.graphs.values():
                     graph.close()
-                lane.graphs.clear()
                 lane.contexts.clear()
+                del lane
 
     def _capture(self, lane: _Lane, size: int) -> None:
         self._enqueue(lane, size)

@@ -3,6 +3,9 @@
 One condition guards the waiting requests and the timers' state. Nothing is called with it held that
 waits or does I/O: the timers and the admission rule are pure. Devices pull: a device's thread asks
 for work when it has a free lane, and sleeps until an arrival, a completion, or the one armed time.
+
+Several devices share the room. Each has its own timers, so a busier one is known to be slower; it
+leaves work to the others when they would have done all that waits before it had done one batch.
 """
 
 from __future__ import annotations
@@ -10,117 +13,55 @@ from __future__ import annotations
 import math
 import threading
 import time
-from bisect import insort
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from edged.errors import EdgedError
-from edged.serve.request import Batch, Part, Priority, Request, Work
-from edged.serve.timer import BatchTimer, Decision, Reason, Waiting
+from edged.serve.model_queue import ModelQueue
+from edged.serve.request import Batch, Part, Request, Work
+from edged.serve.timer import BatchTimer, Decision, Reason
 
 Refusal = Callable[..., EdgedError | None]
 """`edged.serve.admit.Admission.refusal`."""
 
 
-class _Entry:
-    """A waiting request, of which the first ``taken`` samples already went into batches."""
+class _Device:
+    """What the room knows of a device."""
 
-    __slots__ = ("request", "taken")
+    def __init__(self, lanes: int, timers: Mapping[str, BatchTimer], lead_s: float) -> None:
+        self.lanes = self.free = lanes
+        self.timers = dict(timers)
+        self.lead_s = lead_s
+        self.busy_until = -math.inf
+        self.retry_at: float | None = None  # set while it is out
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.taken = 0
+    def started(self, now: float, model: str, samples: int) -> None:
+        self.free -= 1
+        service_s = self.timers[model].service_s(samples)
+        self.busy_until = max(now, self.busy_until) + service_s
 
-    @property
-    def left(self) -> int:
-        return self.request.samples - self.taken
+    def earliest(self, now: float) -> float:
+        """When its next batch may be closed: with one running, just before that one ends."""
+        return now if self.free == self.lanes else max(now, self.busy_until - self.lead_s)
 
+    def clear_s(self, now: float, model: str, samples: int) -> float:
+        """Seconds until it would have done so many samples by itself.
 
-class ModelQueue:
-    """Waiting requests of one model, in the total order (class, deadline, arrival).
-
-    Not thread-safe: `WaitingRoom` holds the lock.
-    """
-
-    def __init__(self, timer: BatchTimer) -> None:
-        self.timer = timer
-        self.samples = 0
-        self._classes: dict[Priority, list[tuple[float, int, _Entry]]] = {p: [] for p in Priority}
-        self._weight = 0.0
-        self._arrival_weight = 0.0
-        self._newest = -math.inf
-
-    def __repr__(self) -> str:
-        counts = ", ".join(f"{len(q)} {p.name.lower()}" for p, q in self._classes.items())
-        return f"<ModelQueue {self.samples} samples: {counts}>"
-
-    def _weight_of(self, request: Request) -> float:
-        return float(self.timer.cap) if request.priority is Priority.URGENT else 1.0
-
-    def put(self, request: Request, number: int, now: float) -> None:
-        """Adds an admitted request."""
-        insort(self._classes[request.priority], (request.deadline, number, _Entry(request)))
-        self._account(request, request.samples)
-        self._newest = max(self._newest, request.received)
-        self.timer.arrived(now, request.samples)
-
-    def _account(self, request: Request, samples: int) -> None:
-        weight = samples * self._weight_of(request)
-        self.samples += samples
-        self._weight += weight
-        self._arrival_weight += weight * request.received
-        if self.samples == 0:  # no rounding error outlives an empty queue
-            self._weight = self._arrival_weight = 0.0
-
-    @property
-    def deadline(self) -> float:
-        """Earliest deadline, infinity if nothing waits."""
-        return min((q[0][0] for q in self._classes.values() if q), default=math.inf)
-
-    def waiting(self) -> Waiting:
-        """What the timer decides on."""
-        return Waiting(
-            samples=self.samples,
-            weight=self._weight,
-            arrival_weight=self._arrival_weight,
-            newest=self._newest,
-            deadline=self.deadline,
-            urgent=bool(self._classes[Priority.URGENT]),
-        )
-
-    def expire(self, now: float) -> list[Part]:
-        """Takes out what may not be started any more."""
-        expired = []
-        for entries in self._classes.values():
-            while entries and entries[0][0] <= now:
-                entry = entries.pop(0)[2]
-                expired.append(Part(entry.request, entry.taken, entry.request.samples))
-                self._account(entry.request, -entry.left)
-        return expired
-
-    def take(self, samples: int) -> tuple[Part, ...]:
-        """Takes the first samples in order; the last request may be left with a remainder."""
-        parts = []
-        for entries in self._classes.values():
-            while entries and samples > 0:
-                entry = entries[0][2]
-                count = min(samples, entry.left)
-                parts.append(Part(entry.request, entry.taken, entry.taken + count))
-                self._account(entry.request, -count)
-                entry.taken += count
-                samples -= count
-                if entry.left == 0:
-                    entries.pop(0)
-        return tuple(parts)
+        A device that is late is taken to need as long again as it is late.
+        """
+        timer = self.timers[model]
+        full, rest = divmod(samples, timer.cap)
+        work = full * timer.service_s(timer.cap) + (timer.service_s(rest) if rest else 0.0)
+        return work + (abs(self.busy_until - now) if self.free < self.lanes else 0.0)
 
 
 class WaitingRoom:
-    """All waiting requests, their timers, and the free lanes of the devices.
+    """All waiting requests, the timers, and the free lanes of the devices.
 
     Thread-safe. ``put`` is called by the intake thread, ``take`` by a device's thread,
     ``completed`` by whoever learns that a batch is done.
 
     Args:
-        timers: one for each model that is served.
+        timers: one for each model that is served; devices that bring none of their own use them.
         refusal: the admission rule.
         clock: monotonic seconds.
     """
@@ -131,19 +72,21 @@ class WaitingRoom:
         refusal: Refusal,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._queues = {name: ModelQueue(timer) for name, timer in timers.items()}
+        self._timers = dict(timers)
+        self._queues = {name: ModelQueue(timer.cap) for name, timer in timers.items()}
         self._refusal = refusal
         self._clock = clock
         self._changed = threading.Condition()
-        self._free: dict[str, int] = {}
+        self._devices: dict[str, _Device] = {}
         self._numbers = 0
+        self._returns = -(2**62)  # before all arrivals, in the order in which they come back
         self._draining = False
         self._closed = False
-        self._alarm = math.inf  # until when the sleeping device sleeps
+        self._alarm = math.inf  # until when the sleeping devices sleep, at most
 
     def __repr__(self) -> str:
         with self._changed:
-            lanes = ", ".join(f"{name} {count}" for name, count in self._free.items())
+            lanes = ", ".join(f"{name} {device.free}" for name, device in self._devices.items())
             return f"<WaitingRoom {self._waiting()} samples, free lanes: {lanes or 'none'}>"
 
     def _waiting(self) -> int:
@@ -155,14 +98,72 @@ class WaitingRoom:
         with self._changed:
             return self._waiting()
 
-    def timer(self, model: str) -> BatchTimer:
-        """The timer of a model, for reading its state."""
-        return self._queues[model].timer
-
-    def add_device(self, device: str, lanes: int) -> None:
-        """Registers a device with so many free lanes."""
+    def timer(self, model: str, device: str = "") -> BatchTimer:
+        """The timer of a model on a device, or the common one, for reading its state."""
         with self._changed:
-            self._free[device] = lanes
+            known = self._devices.get(device)
+            return known.timers[model] if known else self._timers[model]
+
+    def timer_states(self, now: float) -> dict[str, dict[str, dict[str, float]]]:
+        """State of all timers, model by model and device by device, for telemetry."""
+        with self._changed:
+            return {
+                model: {
+                    name: device.timers[model].state(now)
+                    for name, device in self._devices.items()
+                    if model in device.timers
+                }
+                for model in self._queues
+            }
+
+    # -------------------------------------------------------------- devices and models
+
+    def add_device(
+        self,
+        device: str,
+        lanes: int,
+        timers: Mapping[str, BatchTimer] | None = None,
+        lead_s: float = math.inf,
+    ) -> None:
+        """Registers a device, or takes it in again after `suspend`.
+
+        Args:
+            device: its name.
+            lanes: batches that may be on it at once.
+            timers: one for each model, measured on it; None: the common ones.
+            lead_s: with a batch running, the next one is closed so long before that one ends, and
+                keeps filling until then; infinity: at once. A full batch never waits.
+        """
+        with self._changed:
+            self._devices[device] = _Device(lanes, timers or self._timers, lead_s)
+            self._changed.notify_all()
+
+    def suspend(self, device: str, retry_at: float) -> None:
+        """Takes a device out: until ``retry_at`` it gets no work, then `take` asks to try again."""
+        with self._changed:
+            self._devices[device].retry_at = retry_at
+            self._changed.notify_all()
+
+    def set_model(self, model: str, timers: Mapping[str, BatchTimer]) -> None:
+        """A model is served from now on, or by another engine; what waits for it stays.
+
+        Args:
+            model: its name.
+            timers: by device.
+        """
+        with self._changed:
+            for device, timer in timers.items():
+                self._devices[device].timers[model] = timer
+                self._timers[model] = timer
+                self._queues.setdefault(model, ModelQueue(timer.cap)).cap = timer.cap
+            self._changed.notify_all()
+
+    def set_rule(self, refusal: Refusal) -> None:
+        """Admits by another rule from now on."""
+        with self._changed:
+            self._refusal = refusal
+
+    # -------------------------------------------------------------- requests in
 
     def put(self, request: Request) -> None:
         """Admits a request.
@@ -177,16 +178,43 @@ class WaitingRoom:
                 request,
                 now,
                 waiting=queue.samples,
-                drain_s=_seconds(queue),
+                drain_s=self._drain_s(request.model, now, queue.samples),
                 draining=self._draining,
             )
             if refusal is not None:
                 raise refusal
             self._numbers += 1
-            queue.put(request, self._numbers, now)
+            queue.put(Part(request, 0, request.samples), self._numbers)
+            for timer in self._timers_of(request.model):
+                timer.arrived(now, request.samples)
             # A device whose lanes are all busy need not wake up, unless this one expires first.
-            if any(self._free.values()) or request.deadline < self._alarm:
+            if any(d.free for d in self._devices.values()) or request.deadline < self._alarm:
                 self._changed.notify_all()
+
+    def put_back(self, parts: Iterable[Part]) -> None:
+        """Takes samples in again whose device failed; they keep their place in the order."""
+        with self._changed:
+            for part in parts:
+                request = part.request
+                again = Part(request, part.start, part.stop, part.attempt + 1)
+                self._returns += 1
+                self._queues[request.model].put(again, self._returns)
+            self._changed.notify_all()
+
+    def _timers_of(self, model: str) -> list[BatchTimer]:
+        devices = self._devices.values()
+        timers = [self._timers[model], *(d.timers[model] for d in devices if model in d.timers)]
+        return list({id(timer): timer for timer in timers}.values())
+
+    def _drain_s(self, model: str, now: float, samples: int) -> float:
+        able = self._able(model)
+        return min((device.clear_s(now, model, samples) for device in able), default=0.0)
+
+    def _able(self, model: str) -> list[_Device]:
+        """Devices that serve a model and are not out."""
+        return [d for d in self._devices.values() if d.retry_at is None and model in d.timers]
+
+    # -------------------------------------------------------------- batches out
 
     def take(self, device: str) -> Work | None:
         """Waits for work for a device; None once the room is closed.
@@ -197,43 +225,66 @@ class WaitingRoom:
         with self._changed:
             while not self._closed:
                 now = self._clock()
+                state = self._devices[device]
                 expired = [part for queue in self._queues.values() for part in queue.expire(now)]
-                batch, alarm = self._next_batch(device, now)
-                if batch is not None or expired:
-                    return Work(batch, tuple(expired))
-                self._alarm = alarm
+                batch, alarm = self._next_batch(state, now)
+                retry = state.retry_at is not None and state.retry_at <= now
+                if batch is not None or expired or retry:
+                    return Work(batch, tuple(expired), retry)
+                self._alarm = min(self._alarm, alarm)
                 self._changed.wait(None if math.isinf(alarm) else max(0.0, alarm - now))
                 self._alarm = math.inf
             return None
 
-    def _next_batch(self, device: str, now: float) -> tuple[Batch | None, float]:
+    def _next_batch(self, device: _Device, now: float) -> tuple[Batch | None, float]:
         """The batch to run now, or when to look again."""
-        filled = [(name, queue) for name, queue in self._queues.items() if queue.samples]
-        alarm = min((queue.deadline for _, queue in filled), default=math.inf)
-        if not self._free.get(device):
+        filled = [(n, q) for n, q in self._queues.items() if q.samples and n in device.timers]
+        alarm = min((queue.deadline for queue in self._queues.values()), default=math.inf)
+        if device.retry_at is not None:
+            return None, min(alarm, device.retry_at)
+        if not device.free:
             return None, alarm
         due: list[tuple[float, float, str, Decision]] = []
         for name, queue in filled:
-            decision = queue.timer.decide(now, queue.waiting())
-            if self._draining and not decision.samples:
-                size = min(queue.samples, queue.timer.cap)
-                decision = Decision(size, now, Reason.DRAIN)
+            decision, at = self._decide(device, name, queue, now)
+            alarm = min(alarm, at)
             if decision.samples:
                 due.append((decision.at, queue.deadline, name, decision))
-            alarm = min(alarm, decision.at)
         if not due:
             return None, alarm
         # Earliest closing time first, then earliest deadline.
         _, _, name, decision = min(due, key=lambda item: item[:3])
-        self._free[device] -= 1
+        device.started(now, name, decision.samples)
         parts = self._queues[name].take(decision.samples)
         return Batch(name, parts, decision.samples, decision.reason.value, now), alarm
+
+    def _decide(
+        self, device: _Device, name: str, queue: ModelQueue, now: float
+    ) -> tuple[Decision, float]:
+        """What to do with one model on this device, and when to look again."""
+        decision = device.timers[name].decide(now, queue.waiting())
+        if self._draining and not decision.samples:
+            decision = Decision(min(queue.samples, queue.cap), now, Reason.DRAIN)
+        if not decision.samples:
+            return decision, decision.at
+        later = Decision(0, now, decision.reason)
+        earliest = device.earliest(now)
+        if earliest > now and decision.samples < queue.cap:
+            return later, earliest
+        service_s = device.timers[name].service_s(decision.samples)
+        others = [other for other in self._able(name) if other is not device]
+        if any(other.clear_s(now, name, queue.samples) < service_s for other in others):
+            return later, now + service_s
+        return decision, now
 
     def completed(self, device: str, model: str, samples: int, service_s: float) -> None:
         """A batch left its lane; ``service_s`` is 0 where it failed and tells nothing."""
         with self._changed:
-            self._free[device] += 1
-            self._queues[model].timer.completed(samples, service_s)
+            state = self._devices[device]
+            state.free += 1
+            if state.free == state.lanes:
+                state.busy_until = self._clock()
+            state.timers[model].completed(samples, service_s)
             if self._waiting():  # else there is nothing to wake up for
                 self._changed.notify_all()
 
@@ -250,10 +301,3 @@ class WaitingRoom:
             left = [part for queue in self._queues.values() for part in queue.expire(math.inf)]
             self._changed.notify_all()
             return left
-
-
-def _seconds(queue: ModelQueue) -> float:
-    """Expected device time of what waits."""
-    full, rest = divmod(queue.samples, queue.timer.cap)
-    seconds = full * queue.timer.service_s(queue.timer.cap)
-    return seconds + (queue.timer.service_s(rest) if rest else 0.0)

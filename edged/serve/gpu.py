@@ -9,16 +9,19 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from edged import preprocess
-from edged.errors import EdgedError, ExpiredError
+from edged.errors import DeviceFaultError, EdgedError, ExpiredError
 from edged.recipe import InputSpec
 from edged.runners import Completion, Runner
 from edged.serve.request import Array, Batch, Part, Timings, Work
+
+MOST_ATTEMPTS = 2
+"""A batch whose device failed runs once more; what fails twice may be what makes devices fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,7 @@ class Done:
         samples: samples in the batch; 0 where there was none.
         reason: why the batch was closed.
         error: why there are no outputs.
+        nonfinite: indices of parts whose outputs hold NaN or infinity and shall not be answered.
     """
 
     parts: tuple[Part, ...]
@@ -42,6 +46,7 @@ class Done:
     samples: int = 0
     reason: str = ""
     error: EdgedError | None = None
+    nonfinite: tuple[int, ...] = ()
 
     def timings(self, part: Part) -> Timings:
         """Where the time of one part's request went."""
@@ -51,17 +56,45 @@ class Done:
         return Timings(queued, self.compute_s, self.samples, self.reason)
 
 
-@dataclass(frozen=True)
 class Served:
-    """A model as a device runs it.
+    """A model as a device runs it, and which of its lanes are free.
 
-    Attributes:
+    Args:
         runner: ready and warm.
         inputs: how a request's samples become the runner's.
+        refuse_nonfinite: whether a sample whose outputs hold NaN or infinity is an error.
     """
 
-    runner: Runner
-    inputs: tuple[InputSpec, ...]
+    def __init__(
+        self, runner: Runner, inputs: Sequence[InputSpec], *, refuse_nonfinite: bool = False
+    ) -> None:
+        self.runner = runner
+        self.inputs = tuple(inputs)
+        self.refuse_nonfinite = refuse_nonfinite
+        self.lanes = deque(range(runner.lanes))
+
+
+@dataclass(frozen=True)
+class DevicePorts:
+    """What a device's thread calls.
+
+    Attributes:
+        take: waits for work (`edged.serve.batch.WaitingRoom.take`).
+        completed: frees the lane: (device, model, samples, service seconds or 0).
+        done: takes over what ended; may wait, which holds the device back.
+        put_back: parts that shall run again, elsewhere or later.
+        failed: (device, error): takes the device out for a while.
+        renew: makes the device's models anew after a fault; may take seconds.
+
+    ``renew`` raises `EdgedError` where that does not work yet.
+    """
+
+    take: Callable[[str], Work | None]
+    completed: Callable[[str, str, int, float], None]
+    done: Callable[[Done], None]
+    put_back: Callable[[Sequence[Part]], None]
+    failed: Callable[[str, EdgedError], None]
+    renew: Callable[[str], Mapping[str, Served]]
 
 
 class Device:
@@ -70,26 +103,16 @@ class Device:
     Args:
         name: e.g. ``cpu`` or ``cuda:0``.
         models: what it runs.
-        take: waits for work (`edged.serve.batch.WaitingRoom.take`).
-        completed: frees the lane: (device, model, samples, service seconds or 0).
-        done: takes over what ended; may wait, which holds the device back.
+        ports: what it calls.
     """
 
-    def __init__(
-        self,
-        name: str,
-        models: Mapping[str, Served],
-        take: Callable[[str], Work | None],
-        completed: Callable[[str, str, int, float], None],
-        done: Callable[[Done], None],
-    ) -> None:
+    def __init__(self, name: str, models: Mapping[str, Served], ports: DevicePorts) -> None:
         self.name = name
         self._models = dict(models)
-        self._take = take
-        self._completed = completed
-        self._done = done
-        self._lanes = {model: deque(range(s.runner.lanes)) for model, s in models.items()}
+        self._ports = ports
         self._running: dict[int, float] = {}
+        # A model is swapped between two batches: never between picking its lane and submitting.
+        self._swapping = threading.Lock()
         self.thread = threading.Thread(target=self._work, name=f"gpu-{name}", daemon=True)
 
     def __repr__(self) -> str:
@@ -104,39 +127,80 @@ class Device:
         """For how long the oldest batch has been on the device; 0 if none is."""
         return max((now - since for since in list(self._running.values())), default=0.0)
 
+    def swap(self, model: str, served: Served) -> None:
+        """Serves a model by this runner from the next batch on.
+
+        Batches of the runner before may still be running; its ``close`` waits for them.
+        """
+        with self._swapping:
+            self._models[model] = served
+
     def _work(self) -> None:
-        while (work := self._take(self.name)) is not None:
+        while (work := self._ports.take(self.name)) is not None:
             if work.expired:
-                self._done(expired(work.expired))
+                self._ports.done(expired(work.expired))
             if work.batch is not None:
                 self._start(work.batch)
+            if work.retry:
+                self._try_again()
 
     def _start(self, batch: Batch) -> None:
-        served = self._models[batch.model]
-        lane = self._lanes[batch.model].popleft()
-        fill(served, lane, batch.parts)
-        self._running[id(batch)] = time.monotonic()
-        served.runner.submit(lane, batch.samples, lambda result: self._finished(batch, result))
+        with self._swapping:
+            served = self._models[batch.model]
+            lane = served.lanes.popleft()
+            fill(served, lane, batch.parts)
+            self._running[id(batch)] = time.monotonic()
+            served.runner.submit(
+                lane, batch.samples, lambda result: self._finished(served, batch, result)
+            )
 
-    def _finished(self, batch: Batch, result: Completion) -> None:
+    def _finished(self, served: Served, batch: Batch, result: Completion) -> None:
         """On the runner's thread: free the lane first, so that the device goes on."""
         # The lane's buffers belong to its next batch once it is free.
         outputs = {name: np.array(rows) for name, rows in result.outputs.items()}
+        error = result.error
         self._running.pop(id(batch), None)
-        self._lanes[batch.model].append(result.lane)
-        service_s = 0.0 if result.error else result.service_s
-        self._completed(self.name, batch.model, batch.samples, service_s)
-        self._done(
-            Done(
-                parts=batch.parts,
-                outputs=outputs,
-                compute_s=result.service_s,
-                started=result.started,
-                samples=batch.samples,
-                reason=batch.reason,
-                error=result.error,
-            )
+        served.lanes.append(result.lane)
+        if isinstance(error, DeviceFaultError):
+            self._ports.failed(self.name, error)
+        service_s = 0.0 if error else result.service_s
+        self._ports.completed(self.name, batch.model, batch.samples, service_s)
+        again: tuple[Part, ...] = ()
+        if isinstance(error, DeviceFaultError):
+            again = tuple(part for part in batch.parts if part.attempt < MOST_ATTEMPTS - 1)
+            self._ports.put_back(again)
+        if len(again) < len(batch.parts):
+            self._hand_over(served, batch, result, outputs, again)
+
+    def _hand_over(
+        self,
+        served: Served,
+        batch: Batch,
+        result: Completion,
+        outputs: Mapping[str, Array],
+        again: tuple[Part, ...],
+    ) -> None:
+        bad = nonfinite(outputs, batch.parts) if served.refuse_nonfinite else ()
+        ended = Done(
+            parts=tuple(part for part in batch.parts if part not in again),
+            outputs=outputs,
+            compute_s=result.service_s,
+            started=result.started,
+            samples=batch.samples,
+            reason=batch.reason,
+            error=result.error,
+            nonfinite=bad,
         )
+        self._ports.done(ended)
+
+    def _try_again(self) -> None:
+        try:
+            models = self._ports.renew(self.name)
+        except EdgedError as err:
+            self._ports.failed(self.name, err)
+            return
+        with self._swapping:
+            self._models = dict(models)
 
 
 def fill(served: Served, lane: int, parts: tuple[Part, ...]) -> None:
@@ -165,3 +229,15 @@ def expired(parts: tuple[Part, ...]) -> Done:
             "allow more time, or send fewer requests"
         ),
     )
+
+
+def nonfinite(outputs: Mapping[str, Array], parts: Sequence[Part]) -> tuple[int, ...]:
+    """Indices of the parts whose rows hold NaN or infinity in any floating-point output."""
+    found, row = [], 0
+    for index, part in enumerate(parts):
+        rows = slice(row, row + part.samples)
+        row += part.samples
+        values = [array[rows] for array in outputs.values() if array.dtype.kind == "f"]
+        if not all(np.isfinite(value).all() for value in values):
+            found.append(index)
+    return tuple(found)

@@ -1,15 +1,37 @@
-"""Engines from the store -> models that are ready: loaded, warm, and measured."""
+"""Engines from the store -> models that are ready: loaded, warm, measured, and checked.
+
+`ModelHost` keeps what each device runs. A model's engine can be replaced while it is served: the
+new one is loaded and warmed beside the old one, and takes over between two batches.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import io
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from edged import preprocess, runners
-from edged.engine_store import EngineStore, Manifest
-from edged.errors import EdgedError
+from edged.engine_store import Engine, EngineStore, Manifest
+from edged.errors import EdgedError, EngineRefusedError
 from edged.events import ModelLoaded
 from edged.latency import LatencyCurve
+from edged.serve.gpu import Served
+from edged.serve.timer import BatchTimer
+from edged.settings import ServeSettings
+
+log = logging.getLogger(__name__)
+
+GOLDEN_FILE = "golden.npz"
+"""Beside an engine: samples as the model takes them, and its outputs when it was verified."""
+GOLDEN_TOLERANCE = 0.02
+"""Of the largest output. A right engine stays far below on its device, a wrong one far above."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with (where, steps done, steps in all)."""
 
 
 @dataclass(frozen=True)
@@ -18,55 +40,229 @@ class ReadyModel:
 
     Attributes:
         manifest: of its engine.
-        runner: warm.
-        curve: service time by batch size, measured now on this device.
+        runners: warm, by device.
+        curves: service time by batch size, measured now, by device.
     """
 
     manifest: Manifest
-    runner: runners.Runner
-    curve: LatencyCurve
+    runners: Mapping[str, runners.Runner]
+    curves: Mapping[str, LatencyCurve]
 
     @property
-    def latency_ms(self) -> dict[str, float]:
-        """Batch size -> milliseconds."""
-        points = zip(self.curve.sizes, self.curve.seconds, strict=True)
-        return {str(size): round(seconds * 1e3, 4) for size, seconds in points}
+    def version(self) -> str:
+        """First 12 digits of the engine's key."""
+        return self.manifest.key[:12]
 
-    def event(self, now: float) -> ModelLoaded:
-        """What to report of it; ``now`` is Unix seconds."""
-        manifest = self.manifest
-        return ModelLoaded(
-            now,
-            manifest.model,
-            manifest.key[:12],
-            manifest.precision,
-            self.runner.device,
-            self.latency_ms,
+    def timers(self) -> dict[str, BatchTimer]:
+        """New batch timers, by device."""
+        cap = self.manifest.max_batch
+        return {device: BatchTimer(curve, cap) for device, curve in self.curves.items()}
+
+    def served(self, device: str) -> Served:
+        """As a device's thread runs it."""
+        refuse = self.manifest.refuse_nonfinite
+        return Served(self.runners[device], self.manifest.input, refuse_nonfinite=refuse)
+
+    def events(self, now: float) -> list[ModelLoaded]:
+        """What to report of it, for each device; ``now`` is Unix seconds."""
+        return [
+            ModelLoaded(
+                now,
+                self.manifest.model,
+                self.version,
+                self.manifest.precision,
+                device,
+                {
+                    str(size): round(seconds * 1e3, 4)
+                    for size, seconds in zip(curve.sizes, curve.seconds, strict=True)
+                },
+            )
+            for device, curve in self.curves.items()
+        ]
+
+    def close(self) -> None:
+        """Waits for what runs, then gives everything back."""
+        for runner in self.runners.values():
+            runner.close()
+
+
+def devices_for(manifest: Manifest, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """Devices that an engine is loaded on.
+
+    Args:
+        manifest: of the engine.
+        wanted: ``serve.devices``; ``auto`` is ``cpu`` or ``cuda:0``, as the engine needs.
+
+    Raises:
+        EngineRefusedError: none of them can run it.
+    """
+    kind, default = ("cuda", "cuda:0") if manifest.runner == "tensorrt" else ("cpu", "cpu")
+    named = (default if name == "auto" else name for name in wanted)
+    fitting = tuple(dict.fromkeys(name for name in named if name.startswith(kind)))
+    if not fitting:
+        raise EngineRefusedError(
+            f"engine of {manifest.model!r} runs on {kind} devices, but serve.devices is "
+            f"{list(wanted)}; add one, or build the engine for what is there"
+        )
+    return fitting
+
+
+@dataclass
+class ModelHost:
+    """What is served on which device. Thread-safe for readers; one thread at a time loads.
+
+    Attributes:
+        store: where engines lie.
+        settings: ``[serve]``.
+        models: ready ones by name.
+        refused: name -> why it is not served.
+    """
+
+    store: EngineStore
+    settings: ServeSettings
+    models: dict[str, ReadyModel] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    _loading: threading.Lock = field(default_factory=threading.Lock)
+
+    def __repr__(self) -> str:
+        return f"<ModelHost {sorted(self.models)}, refused {sorted(self.refused)}>"
+
+    def wanted(self) -> tuple[str, ...]:
+        """Names that the settings ask for: those listed, else all that have an engine."""
+        return self.settings.models or tuple(self.store.models())
+
+    def manifest(self, name: str) -> Manifest | None:
+        """Of a model that is served, else None."""
+        model = self.models.get(name)
+        return model.manifest if model else None
+
+    def devices(self) -> list[str]:
+        """All devices in use, sorted."""
+        return sorted({device for model in self.models.values() for device in model.runners})
+
+    def served(self, device: str) -> dict[str, Served]:
+        """What one device runs, by model."""
+        models = {n: m for n, m in self.models.items() if device in m.runners}
+        return {name: model.served(device) for name, model in models.items()}
+
+    def timers(self, device: str) -> dict[str, BatchTimer]:
+        """New batch timers of one device, by model."""
+        cap = {name: model.manifest.max_batch for name, model in self.models.items()}
+        curves = {n: m.curves[device] for n, m in self.models.items() if device in m.curves}
+        return {name: BatchTimer(curve, cap[name]) for name, curve in curves.items()}
+
+    def load(self, name: str, progress: Progress) -> ReadyModel | None:
+        """Loads a model's current engine on its devices, unless it is served already.
+
+        A device that refuses it is left out as long as another one takes it.
+
+        Returns:
+            The model, not served yet; None if the engine that serves is the current one.
+
+        Raises:
+            EdgedError: no device takes it; the message says why.
+        """
+        with self._loading:
+            manifest = self.store.current(name).manifest
+            serving = self.models.get(name)
+            if serving is not None and serving.manifest.key == manifest.key:
+                return None
+            ready: dict[str, tuple[runners.Runner, LatencyCurve]] = {}
+            problems: list[EdgedError] = []
+            for device in devices_for(manifest, self.settings.devices):
+                try:
+                    ready[device] = self._load_on(name, device, progress)
+                except EdgedError as err:  # noqa: PERF203  # a few devices, seconds each
+                    problems.append(err)
+                    log.warning("model %s is not loaded on %s: %s", name, device, err.message)
+            if not ready:
+                raise problems[0]
+            return ReadyModel(
+                manifest,
+                {device: runner for device, (runner, _) in ready.items()},
+                {device: curve for device, (_, curve) in ready.items()},
+            )
+
+    def renew(self, device: str, progress: Progress) -> dict[str, Served]:
+        """Loads everything of a device anew after it failed.
+
+        Raises:
+            EdgedError: it still fails.
+        """
+        with self._loading:
+            mine = {n: m for n, m in self.models.items() if device in m.runners}
+            runners.abandon([model.runners[device] for model in mine.values()])
+            for name, model in mine.items():
+                runner, curve = self._load_on(name, device, progress)
+                self.models[name] = ReadyModel(
+                    model.manifest,
+                    {**model.runners, device: runner},
+                    {**model.curves, device: curve},
+                )
+        return self.served(device)
+
+    def _load_on(
+        self, name: str, device: str, progress: Progress
+    ) -> tuple[runners.Runner, LatencyCurve]:
+        engine = self.store.current(name)
+        engine = self.store.usable(name, runners.fingerprint(engine.manifest.runner, device))
+        if any(spec.image != "none" for spec in engine.manifest.input):
+            preprocess.prepare_images()
+        runner = runners.load(engine, device=device, threads=self.settings.onnx_threads)
+        where = f"{name} on {device}"
+        try:
+            curve = runners.warm_up(
+                runner,
+                engine.manifest.warm_sizes,
+                lambda done, total: progress(where, done, total),
+            )
+            check_golden(engine, runner)
+        except EdgedError:
+            runner.close()
+            raise
+        return runner, curve
+
+
+def check_interface(old: Manifest, new: Manifest) -> None:
+    """Whether requests that wait for the old engine can be run by the new one.
+
+    Raises:
+        EngineRefusedError: inputs or outputs differ.
+    """
+    if (old.input, old.output) != (new.input, new.output):
+        raise EngineRefusedError(
+            f"the new engine of {new.model!r} takes or gives other tensors than the one that "
+            "serves; restart the service to change over"
         )
 
 
-def load_model(
-    store: EngineStore, name: str, threads: int, progress: Callable[[int, int], None]
-) -> ReadyModel:
-    """Loads a model's current engine and warms every batch size.
+def check_golden(engine: Engine, runner: runners.Runner) -> None:
+    """Runs the engine's golden samples and compares with what it gave when it was verified.
 
-    Args:
-        store: where the engine lies.
-        name: the model's.
-        threads: ONNX Runtime's threads inside one operator; 0: one for each core.
-        progress: called with (batch sizes done, batch sizes in all).
+    Engines without golden samples pass.
 
     Raises:
-        EdgedError: the engine must not be loaded here, cannot be, or fails; the message says why.
+        EngineRefusedError: it computes something else now.
     """
-    manifest = store.current(name).manifest
-    engine = store.usable(name, runners.fingerprint(manifest.runner))
-    if any(spec.image != "none" for spec in manifest.input):
-        preprocess.prepare_images()
-    runner = runners.load(engine, threads=threads)
+    path = engine.path.with_name(GOLDEN_FILE)
+    if not path.is_file():
+        return
     try:
-        curve = runners.warm_up(runner, manifest.warm_sizes, progress)
-    except EdgedError:
-        runner.close()
-        raise
-    return ReadyModel(manifest, runner, curve)
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            golden = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError) as err:
+        raise EngineRefusedError(
+            f"golden samples of {engine.manifest.model!r} cannot be read: {err}; build it again"
+        ) from err
+    inputs = {spec.name: golden[f"in:{spec.name}"] for spec in runner.inputs}
+    found = runners.run_batch(runner, inputs).outputs
+    for spec in runner.outputs:
+        wanted = golden[f"out:{spec.name}"].astype(np.float64)
+        scale = max(float(np.max(np.abs(wanted), initial=0.0)), 1e-9)
+        off = float(np.max(np.abs(found[spec.name].astype(np.float64) - wanted), initial=0.0))
+        if not off <= GOLDEN_TOLERANCE * scale:
+            raise EngineRefusedError(
+                f"engine of {engine.manifest.model!r} computes something else than when it was "
+                f"verified: output {spec.name!r} is off by {off:.3g}, allowed is "
+                f"{GOLDEN_TOLERANCE * scale:.3g}; build it again"
+            )

@@ -85,6 +85,7 @@ class BrokerLink:
         self._order = 0
         self._max_packet_bytes = 0
         self._said_down = False
+        self._subscribing = True
         self._was_connected = False
         self._backoff = Backoff(settings.backoff_min_s, settings.backoff_max_s)
         self._stop = threading.Event()
@@ -99,9 +100,23 @@ class BrokerLink:
 
     # -------------------------------------------------------------- life
 
-    def start(self) -> None:
-        """Starts to connect; returns at once."""
+    def start(self, *, subscribe: bool = True) -> None:
+        """Starts to connect; returns at once.
+
+        Args:
+            subscribe: False: not before `subscribe` is called. Requests that a kept session holds
+                come all the same.
+        """
+        self._subscribing = subscribe
         self._thread.start()
+
+    def subscribe(self) -> None:
+        """Asks for requests, now and at each connection to come."""
+        with self._loop.lock:
+            self._subscribing = True
+            if self.connected.is_set():
+                self._client.subscribe([(topic, 1) for topic in self._subscriptions])
+                self._loop.write()
 
     def alive(self) -> bool:
         """Whether the network thread lives; being connected is no evidence of that."""
@@ -309,7 +324,8 @@ class BrokerLink:
                 self._max_packet_bytes,
             )
         )
-        self._client.subscribe([(topic, 1) for topic in self._subscriptions])
+        if self._subscribing:
+            self._client.subscribe([(topic, 1) for topic in self._subscriptions])
         self._client.publish(
             self._status_topic, self._handlers.status("online", self.epoch), qos=1, retain=True
         )

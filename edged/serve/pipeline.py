@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from edged import protocol
-from edged.errors import EdgedError, InternalError
+from edged.errors import EdgedError, InternalError, NonFiniteOutputError
 from edged.metrics import Metrics
 from edged.serve.batch import WaitingRoom
 from edged.serve.decode import Decoder
@@ -52,6 +52,7 @@ ARRIVALS = 1024
 """Length of the arrivals queue for QoS 0; QoS 1 has the broker's receive maximum on top."""
 SLOTS = 256
 """Outcomes and batches that may wait for the reply thread."""
+NON_FINITE = "the engine's answer holds NaN or infinity; look at the values that were sent"
 BACKLOG = 1024
 """Replies that may wait for the broker before intake and devices are held back."""
 
@@ -146,7 +147,6 @@ class Pipeline:
         self._sender = sender
         self._devices = tuple(devices)
         for device in self._devices:
-            self._room.add_device(device.name, device.lanes)
             device.thread.start()
         self._intake.start()
         self._reply.start()
@@ -313,10 +313,11 @@ class Pipeline:
 
     def _gather(self, done: Done) -> None:
         row = 0
-        for part in done.parts:
+        for index, part in enumerate(done.parts):
             rows = _rows(done.outputs, row, part)
             row += part.samples
-            outcome = self._gatherer.add(part, rows, done.timings(part), done.error)
+            error = NonFiniteOutputError(NON_FINITE) if index in done.nonfinite else done.error
+            outcome = self._gatherer.add(part, rows, done.timings(part), error)
             if outcome is not None:
                 self._answer(outcome)
 

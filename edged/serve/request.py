@@ -137,11 +137,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Samples ``start`` to ``stop`` (exclusive) of one request, in one batch."""
+    """Samples ``start`` to ``stop`` (exclusive) of one request, in one batch.
+
+    ``attempt`` counts the devices that failed with them before.
+    """
 
     request: Request
     start: int
     stop: int
+    attempt: int = 0
 
     @property
     def samples(self) -> int:
@@ -175,10 +179,12 @@ class Work:
     Attributes:
         batch: to run, or None.
         expired: parts whose deadline passed before they were started.
+        retry: the device is out, and its time to try again has come.
     """
 
     batch: Batch | None
     expired: tuple[Part, ...] = ()
+    retry: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,6 +113,15 @@ class BatchTimer:
             f"{self._arrivals} samples seen, cap {self.cap}>"
         )
 
+    def state(self, now: float) -> dict[str, float]:
+        """What it goes by at present: price, phi, rate in samples/s, and M."""
+        return {
+            "price": self.price,
+            "phi": round(self.phi, 4),
+            "rate": round(self.rate(now), 3),
+            "limit": self.limit(now),
+        }
+
     # -------------------------------------------------------------- what happened
 
     def arrived(self, now: float, samples: int) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from edged.build.pipeline import BuildResult, build_model
+from edged.recipe import Precision
 from edged.runners.onnx import FloatGraph
 from tests.doubles.onnx_models import Array, mlp
 
@@ -71,6 +72,7 @@ class BuildFolders:
         self,
         *,
         force: bool = False,
+        precision: Precision | None = None,
         progress: Callable[[str, float], None] = lambda _sentence, _share: None,
     ) -> BuildResult:
         """Runs the whole line for ONNX Runtime."""
@@ -81,6 +83,7 @@ class BuildFolders:
             force=force,
             progress=progress,
             runner="onnx",
+            precision=precision,
         )
 
     def write_model(self, model: onnx.ModelProto | bytes, more: str = "") -> None:

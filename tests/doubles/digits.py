@@ -16,6 +16,7 @@ from edged.engine_store import EngineStore
 from tests.doubles.wire import Ask, Message
 
 Pixels = npt.NDArray[np.uint8]
+Logits = npt.NDArray[np.float32]
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -25,7 +26,7 @@ def images() -> Pixels:
         return np.array(arrays["image"], np.uint8)
 
 
-def logits(engines: Path, pixels: Pixels) -> npt.NDArray[np.float32]:
+def logits(engines: Path, pixels: Pixels) -> Logits:
     """What the engine computes, without any service around it, ``[n, 10]``."""
     engine = EngineStore(engines).current("digits")
     (spec,) = engine.manifest.input
@@ -73,17 +74,19 @@ def binary_ask(topics: protocol.Topics, pixels: Pixels, correlation: bytes, **mo
     return Ask(topics.infer("digits"), payload, **(fields | more))
 
 
-def binary_logits(reply: Message) -> npt.NDArray[np.float32]:
+def binary_logits(reply: Message) -> Logits:
     """The logits of a binary answer, read by hand."""
     length = int(dict(reply.user)[protocol.HEADER_LENGTH])
     (output,) = json.loads(reply.payload[:length])["outputs"]
-    return np.frombuffer(reply.payload[length:], "<f4").reshape(output["shape"])
+    rows: Logits = np.frombuffer(reply.payload[length:], np.float32)
+    return rows.reshape(output["shape"])
 
 
-def json_logits(payload: bytes) -> npt.NDArray[np.float32]:
+def json_logits(payload: bytes) -> Logits:
     """The logits of a JSON answer."""
     (output,) = json.loads(payload)["outputs"]
-    return np.array(output["data"], np.float32).reshape(output["shape"])
+    rows: Logits = np.array(output["data"], np.float32)
+    return rows.reshape(output["shape"])
 
 
 def png(pixels: Pixels) -> bytes:

@@ -20,7 +20,7 @@ from edged.recipe import InputSpec, OutputSpec
 from edged.serve.admit import Admission
 from edged.serve.batch import WaitingRoom
 from edged.serve.decode import Decoder
-from edged.serve.gpu import Device, Served
+from edged.serve.gpu import Device, DevicePorts, Served
 from edged.serve.pipeline import Pipeline, Sender, Watchers
 from edged.serve.request import (
     Arrival,
@@ -247,7 +247,16 @@ class Serving:
     def start(self, sender: Sender | None = None) -> None:
         """Starts the threads; with the scripted link, it connects."""
         served = {MODEL: Served(self.runner, ScriptedModel().input)}
-        device = Device("scripted", served, self.room.take, self.room.completed, self.pipeline.done)
+        ports = DevicePorts(
+            take=self.room.take,
+            completed=self.room.completed,
+            done=self.pipeline.done,
+            put_back=self.room.put_back,
+            failed=lambda device, error: None,
+            renew=lambda device: served,
+        )
+        device = Device("scripted", served, ports)
+        self.room.add_device(device.name, device.lanes)
         self.pipeline.start(sender or Sender(self.link.publish, self.link.acknowledge), [device])
         if sender is None:
             self.link.up()

@@ -104,6 +104,7 @@ class WireClient:
         broker: where to.
         protocol: MQTT version.
         filters: what is subscribed, QoS 1.
+        session_s: the broker keeps what could not be delivered for so long (MQTT 5).
     """
 
     _names = itertools.count()
@@ -114,7 +115,9 @@ class WireClient:
         *,
         protocol: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv5,
         filters: Sequence[str] = ("edged/v1/#",),
+        session_s: int = 0,
     ) -> None:
+        self._session_s = session_s
         self._changed = threading.Condition()
         self._heard: list[Message] = []
         self._acknowledged: set[int] = set()
@@ -131,7 +134,12 @@ class WireClient:
         self._client.on_publish = self._on_publish
 
     def __enter__(self) -> WireClient:
-        self._client.connect(*self._address)
+        if self._session_s:
+            properties: Any = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+            properties.SessionExpiryInterval = self._session_s
+            self._client.connect(*self._address, clean_start=False, properties=properties)
+        else:
+            self._client.connect(*self._address)
         self._client.loop_start()
         self.wait_connections(1)
         return self
@@ -158,6 +166,10 @@ class WireClient:
         mark = f"edged/v1/flush/{next(self._names)}"
         self.publish(Ask(mark, b"mark"))
         self.wait_message(mark)
+
+    def wait_acknowledged(self, mids: Sequence[int]) -> None:
+        """Waits until the broker has taken these over."""
+        self._wait(lambda: self._acknowledged.issuperset(mids), f"{len(mids)} acknowledgements")
 
     # -------------------------------------------------------------- what came
 

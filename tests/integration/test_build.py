@@ -232,11 +232,10 @@ def test_float_engine_is_built_without_calibrating(
 
 def test_precision_of_the_call_wins_over_the_recipe(folders: BuildFolders) -> None:
     """A build in another precision is a change, and going back is one too."""
-    roots = {"engines": folders.root / "engines", "calib": folders.root / "calib"}
     folders.build()
-    other = build_model("toy", **roots, runner="onnx", precision="fp32")
+    other = folders.build(precision="fp32")
     assert (other.changed, other.engine.manifest.precision) == (True, "fp32")
-    assert not build_model("toy", **roots, runner="onnx", precision="fp32").changed
+    assert not folders.build(precision="fp32").changed
     assert folders.build().engine.manifest.precision == "int8"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,15 +17,15 @@ import pytest
 
 from edged.build.calibrate import calibrate
 from edged.build.engine import (
-    Plan,
-    ProfileShape,
     import_tensorrt,
     network_flags,
     tensorrt_plan,
     weak_typing_flags,
 )
+from edged.build.fp16 import activations, find_peaks, to_half
 from edged.build.onnx_graph import load_model, normalise, with_outputs
 from edged.build.placement import Placement, place
+from edged.build.plan import Plan, PlanJob, ProfileShape, TypedGraphs
 from edged.build.quantize import quantize
 from edged.build.ranges import Sources
 from edged.errors import BuildError
@@ -57,6 +58,26 @@ def trt() -> ModuleType:
     return found
 
 
+def plan_of(
+    trt: ModuleType, model: bytes, *profiles: dict[str, ProfileShape], **options: Any
+) -> Plan:
+    """Builds in this process."""
+    job = PlanJob(**{"precision": "int8", **options}, profiles=profiles)
+    return tensorrt_plan(trt, TypedGraphs(model, model), job)
+
+
+def halved(data: bytes, shape: Shape, *, pairs: bytes | None = None) -> bytes:
+    """The model, or its Q/DQ form, with FP16 inside."""
+    source = load_model(data)
+    name = source.graph.input[0].name
+    model = normalise(source, {name: shape})
+    names = activations(model)
+    graph = FloatGraph(with_outputs(model, names))
+    rows = np.random.default_rng(0).normal(size=(8, *shape)).astype(np.float32)
+    peaks = find_peaks(lambda batch: graph.run(batch, names), [{name: rows}])
+    return to_half(onnx.load_from_string(pairs) if pairs else model, peaks).model
+
+
 def quantized(data: bytes, shape: Shape) -> tuple[bytes, Placement, dict[str, ProfileShape]]:
     """Q/DQ model, placement and profile of a model, calibrated on random samples."""
     source = load_model(data)
@@ -82,11 +103,41 @@ def quantized(data: bytes, shape: Shape) -> tuple[bytes, Placement, dict[str, Pr
 def test_every_quantized_layer_runs_in_int8(trt: ModuleType, name: str) -> None:
     """By the builder's layer information, each Conv, Gemm and MatMul of the placement is INT8."""
     model, placement, profile = quantized(*TEST_MODELS[name])
-    plan = tensorrt_plan(trt, model, [profile])
+    plan = plan_of(trt, model, profile)
     assert len(plan.data) > 0
     wanted = {layer.node for layer in placement.layers}
     assert wanted <= plan.int8_nodes()
     assert not set(placement.kept) & plan.int8_nodes()
+
+
+@pytest.mark.parametrize("name", TEST_MODELS)
+def test_int8_with_an_fp16_rest_keeps_its_int8_layers(trt: ModuleType, name: str) -> None:
+    """The same layers are INT8, and no linear layer is left that computes in FP32."""
+    data, shape = TEST_MODELS[name]
+    model, placement, profile = quantized(data, shape)
+    plan = plan_of(trt, halved(data, shape, pairs=model), profile, fp16_rest=True)
+    assert {layer.node for layer in placement.layers} <= plan.int8_nodes()
+    linear = [layer for layer in plan.layers if layer.linear]
+    assert {layer.inputs[0] for layer in linear} <= {"Int8", "Half"}
+
+
+@pytest.mark.parametrize("name", TEST_MODELS)
+def test_fp16_model_computes_its_linear_layers_in_fp16(trt: ModuleType, name: str) -> None:
+    """By the builder's layer information; the inputs and outputs of the plan stay FP32."""
+    data, shape = TEST_MODELS[name]
+    source = load_model(data).graph.input[0].name
+    profile = {source: ProfileShape((1, *shape), (4, *shape), (8, *shape))}
+    plan = plan_of(trt, halved(data, shape), profile, precision="fp16")
+    linear = [layer for layer in plan.layers if layer.linear]
+    assert linear
+    assert {layer.inputs[0] for layer in linear} == {"Half"}
+
+
+def test_auxiliary_streams_are_accepted(trt: ModuleType) -> None:
+    """A plan for several streams is built from the same graph."""
+    model, placement, profile = quantized(*TEST_MODELS["attention"])
+    plan = plan_of(trt, model, profile, aux_streams=2)
+    assert {layer.node for layer in placement.layers} <= plan.int8_nodes()
 
 
 def test_float_model_has_no_int8_layer(trt: ModuleType) -> None:
@@ -94,7 +145,7 @@ def test_float_model_has_no_int8_layer(trt: ModuleType) -> None:
     data, shape = TEST_MODELS["residual"]
     model = normalise(load_model(data), {"x": shape})
     profile = {"x": ProfileShape((1, *shape), (1, *shape), (2, *shape))}
-    plan = tensorrt_plan(trt, model.SerializeToString(), [profile])
+    plan = plan_of(trt, model.SerializeToString(), profile, precision="fp32")
     assert [layer for layer in plan.layers if layer.linear]
     assert not plan.int8_nodes()
 
@@ -102,7 +153,7 @@ def test_float_model_has_no_int8_layer(trt: ModuleType) -> None:
 def test_shortcut_of_a_residual_add_arrives_in_int8(trt: ModuleType) -> None:
     """The kernel that adds reads the shortcut as INT8: nothing was requantized in between."""
     model, _, profile = quantized(*TEST_MODELS["residual"])
-    plan = tensorrt_plan(trt, model, [profile])
+    plan = plan_of(trt, model, profile)
     adding = [layer for layer in plan.layers if "identity_add" in layer.nodes]
     assert any("Int8" in layer.inputs for layer in adding)
 
@@ -114,13 +165,13 @@ def test_what_the_parser_says_is_in_the_error(trt: ModuleType) -> None:
     model.graph.node[1].domain = "nowhere"
     model.opset_import.append(onnx.helper.make_opsetid("nowhere", 1))
     with pytest.raises(BuildError, match=r"TensorRT cannot read the model: .*NoSuchOperator"):
-        tensorrt_plan(trt, model.SerializeToString(), [])
+        plan_of(trt, model.SerializeToString())
 
 
 def test_what_the_builder_says_is_in_the_error(trt: ModuleType) -> None:
     """A dynamic input without a profile is told as the builder tells it."""
     with pytest.raises(BuildError, match=r"could not build the engine: .*profile"):
-        tensorrt_plan(trt, TEST_MODELS["mlp"][0], [])
+        plan_of(trt, TEST_MODELS["mlp"][0])
 
 
 @pytest.mark.parametrize(
@@ -137,18 +188,18 @@ def test_impossible_profile_is_refused_before_the_build(
 ) -> None:
     """Minimum, optimum and maximum are checked with the input's name."""
     with pytest.raises(BuildError, match="'x' must have 1 <= minimum"):
-        tensorrt_plan(trt, TEST_MODELS["mlp"][0], [{"x": shape}])
+        plan_of(trt, TEST_MODELS["mlp"][0], {"x": shape})
 
 
 def test_profile_for_another_input_is_refused(trt: ModuleType) -> None:
     """The builder would take a misspelt name and fail later."""
     shape = ProfileShape((1, 12), (2, 12), (8, 12))
     with pytest.raises(BuildError, match=r"names inputs \['y'\], the model has \['x'\]"):
-        tensorrt_plan(trt, TEST_MODELS["mlp"][0], [{"y": shape}])
+        plan_of(trt, TEST_MODELS["mlp"][0], {"y": shape})
 
 
 def test_networks_are_strongly_typed_where_that_exists_and_get_flags_where_not() -> None:
-    """TensorRT 10 and 11 take types from the graph; 8 needs explicit batches and the INT8 flag."""
+    """TensorRT 10 and 11 take types from the graph; 8 needs explicit batches and flags."""
     new, old = (
         SimpleNamespace(
             NetworkDefinitionCreationFlag=SimpleNamespace(**flags),
@@ -156,10 +207,18 @@ def test_networks_are_strongly_typed_where_that_exists_and_get_flags_where_not()
         )
         for flags in ({"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, {"EXPLICIT_BATCH": 0})
     )
-    assert (network_flags(new), weak_typing_flags(new)) == (2, [])
-    assert (network_flags(old), weak_typing_flags(old)) == (1, ["int8", "fp16"])
     newest = SimpleNamespace(NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=0))
-    assert (network_flags(newest), weak_typing_flags(newest)) == (1, [])
+    assert [network_flags(module) for module in (old, new, newest)] == [1, 2, 1]
+    jobs = [
+        PlanJob(precision="int8", fp16_rest=True, profiles=()),
+        PlanJob(precision="int8", profiles=()),
+        PlanJob(precision="fp16", profiles=()),
+        PlanJob(precision="fp32", profiles=()),
+    ]
+    assert [weak_typing_flags(old, job) for job in jobs] == [
+        ["int8", "fp16"], ["int8"], ["fp16"], []
+    ]  # fmt: skip
+    assert [weak_typing_flags(module, jobs[0]) for module in (new, newest)] == [[], []]
 
 
 def test_plan_without_layer_information_has_no_int8_nodes() -> None:

@@ -230,7 +230,7 @@ def conditional() -> onnx.ModelProto:
             name="branch",
             then_branch=branches[0],
             else_branch=branches[1],
-        )  # fmt: skip
+        )
     )
     return g.model({"x": ["batch", 4]}, {"y": ["batch", 4]})
 

@@ -1,0 +1,105 @@
+"""The order of precisions, and what is done when one cannot be had."""
+
+from __future__ import annotations
+
+import pytest
+
+from edged.build.precision import Variant, first_usable, ladder
+from edged.errors import BuildError, BuildStoppedError, EngineError, EngineRefusedError
+from edged.recipe import EngineOptions
+
+MIXED, INT8, FP16, FP32 = (
+    Variant("int8", fp16_rest=True), Variant("int8"), Variant("fp16"), Variant("fp32"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "expected"),
+    [
+        (EngineOptions(), "gpu", (MIXED, INT8, FP16, FP32)),
+        (EngineOptions(fp16_rest=False), "gpu", (INT8, FP16, FP32)),
+        (EngineOptions(precision="fp16"), "gpu", (FP16, FP32)),
+        (EngineOptions(precision="fp32"), "gpu", (FP32,)),
+        (EngineOptions(fallback=False), "gpu", (MIXED,)),
+        (EngineOptions(precision="fp16", fallback=False), "gpu", (FP16,)),
+        (EngineOptions(), "cpu", (INT8, FP32)),
+        (EngineOptions(precision="fp16"), "cpu", (FP16, FP32)),
+        (EngineOptions(fallback=False), "cpu", (INT8,)),
+    ],
+)
+def test_what_was_asked_comes_first_and_fp32_last(
+    options: EngineOptions, kind: str, expected: tuple[Variant, ...]
+) -> None:
+    """Without a fallback there is nothing but what was asked; a CPU has no use for FP16."""
+    assert ladder(options, gpu=kind == "gpu") == expected
+
+
+def test_variants_are_named_for_people() -> None:
+    """As notes and progress show them."""
+    names = [str(variant) for variant in (MIXED, INT8, FP16, FP32)]
+    assert names == ["INT8 with an FP16 rest", "INT8", "FP16", "FP32"]
+    assert [v.half for v in (MIXED, INT8, FP16, FP32)] == [True, False, True, False]
+
+
+@pytest.mark.parametrize("error", [BuildError, EngineError, EngineRefusedError])
+def test_next_precision_is_taken_and_the_reason_kept(error: type[BuildError]) -> None:
+    """Whatever an engine fails with on this device: building, loading, running, its gates."""
+    tried: list[Variant] = []
+
+    def attempt(variant: Variant) -> str:
+        tried.append(variant)
+        if variant.precision == "int8":
+            raise error(f"CHECK(dtype) failed in {variant}")
+        return f"plan in {variant}"
+
+    choice = first_usable((MIXED, INT8, FP16, FP32), attempt)
+    assert tried == [MIXED, INT8, FP16]
+    assert (choice.variant, choice.result) == (FP16, "plan in FP16")
+    assert choice.notes == (
+        "INT8 with an FP16 rest could not be had: CHECK(dtype) failed in INT8 with an FP16 rest",
+        "INT8 could not be had: CHECK(dtype) failed in INT8",
+    )
+
+
+def test_first_success_ends_the_search_without_notes() -> None:
+    """Nothing else is built."""
+    assert first_usable((INT8, FP16), str) == first_usable((INT8,), str)
+    assert first_usable((INT8, FP16), str).notes == ()
+
+
+def test_build_that_is_stopped_is_not_tried_again() -> None:
+    """Killed, out of memory or cancelled: the next precision would end the same way."""
+    tried: list[Variant] = []
+
+    def attempt(variant: Variant) -> str:
+        tried.append(variant)
+        raise BuildStoppedError("the build was cancelled")
+
+    with pytest.raises(BuildStoppedError, match="cancelled"):
+        first_usable((MIXED, FP16, FP32), attempt)
+    assert tried == [MIXED]
+
+
+def test_fault_of_our_own_is_not_taken_for_the_devices() -> None:
+    """Only errors that say something of the engine lead to the next one."""
+
+    def attempt(variant: Variant) -> str:
+        raise KeyError(variant)
+
+    with pytest.raises(KeyError):
+        first_usable((INT8, FP32), attempt)
+
+
+def test_every_reason_is_told_when_nothing_is_left() -> None:
+    """One for each precision; a single one, or the same for all, is told once."""
+
+    def differing(variant: Variant) -> str:
+        raise BuildError(f"no {variant.precision} here")
+
+    def alike(_variant: Variant) -> str:
+        raise BuildError("no such operator")
+
+    with pytest.raises(BuildError, match=r"^INT8: no int8 here; FP32: no fp32 here$"):
+        first_usable((INT8, FP32), differing)
+    with pytest.raises(BuildError, match=r"^no such operator$"):
+        first_usable((INT8, FP32), alike)
