@@ -119,16 +119,31 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _add_build(commands: Any) -> None:
-    parser = commands.add_parser("build", help="build the INT8 engine of a model and install it")
+    parser = commands.add_parser("build", help="build the engine of a model and install it")
     _add_model_folders(parser)
     parser.add_argument("--force", action="store_true", help="build although nothing has changed")
+    parser.add_argument(
+        "--runner",
+        choices=("auto", "onnx", "tensorrt"),
+        default="auto",
+        help="what the engine is for; auto: TensorRT where there is a GPU, else ONNX Runtime",
+    )
+    parser.add_argument(
+        "--precision", choices=("int8", "fp16", "fp32"), help="instead of the recipe's"
+    )
+    _add_device(parser)
     parser.set_defaults(run=_build)
 
 
 def _add_verify(commands: Any) -> None:
     parser = commands.add_parser("verify", help="compare an installed engine with the FP32 model")
     _add_model_folders(parser)
+    _add_device(parser)
     parser.set_defaults(run=_verify)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cuda:0", help="GPU that a TensorRT engine is for")
 
 
 def _add_model_folders(parser: argparse.ArgumentParser) -> None:
@@ -146,7 +161,14 @@ def _build(options: argparse.Namespace) -> int:
 
     paths = _settings(options).paths
     result = build_model(
-        options.model, engines=paths.engines, calib=paths.calib, force=options.force, progress=_say
+        options.model,
+        engines=paths.engines,
+        calib=paths.calib,
+        force=options.force,
+        progress=_say,
+        runner=options.runner,
+        device=options.device,
+        precision=options.precision,
     )
     manifest = result.engine.manifest
     if result.changed:
@@ -158,6 +180,8 @@ def _build(options: argparse.Namespace) -> int:
         f"{manifest.latency_ms['1']:g} ms at batch 1, "
         f"{manifest.latency_ms[str(manifest.max_batch)]:g} ms at {manifest.max_batch}"
     )
+    for note in manifest.notes:
+        print(f"note: {note}")
     _print_verdict(manifest.verdict)
     return 0
 
@@ -166,7 +190,13 @@ def _verify(options: argparse.Namespace) -> int:
     from edged.build.pipeline import verify_model
 
     paths = _settings(options).paths
-    verdict = verify_model(options.model, engines=paths.engines, calib=paths.calib, progress=_say)
+    verdict = verify_model(
+        options.model,
+        engines=paths.engines,
+        calib=paths.calib,
+        progress=_say,
+        device=options.device,
+    )
     _print_verdict(verdict)
     return 0 if verdict.passed else 1
 

@@ -88,7 +88,13 @@ def run(options: DemoOptions, *, out: TextIO | None = None) -> int:
 
 def _run(options: DemoOptions, folder: Path, say: _Teller) -> bool:
     say.line(f"1/4  engine of {options.model!r} from {options.calib / options.model}")
-    build_model(options.model, engines=options.engines, calib=options.calib, progress=say.progress)
+    build_model(
+        options.model,
+        engines=options.engines,
+        calib=options.calib,
+        runner="onnx",
+        progress=say.progress,
+    )
     engine = EngineStore(options.engines).current(options.model)
     expected = read_expected(engine, options.calib / options.model)
     with EmbeddedBroker(folder) as broker:

@@ -217,9 +217,9 @@ def abandon(failed: Sequence[Runner]) -> None:
 def _tensorrt() -> ModuleType:
     try:
         from edged.runners import tensorrt
-    except ModuleNotFoundError as err:
+    except ImportError as err:  # pycuda is missing, or it does not find libcuda
         raise EngineRefusedError(
-            f"this engine needs pycuda, which cannot be imported ({err.name} is missing); "
+            f"this engine needs an NVIDIA driver and pycuda, which cannot be imported ({err}); "
             "install it with: pip install 'edged[cuda]'"
         ) from err
     return tensorrt

@@ -21,17 +21,15 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
 
 from edged.engine_store import Engine
 from edged.errors import DeviceFaultError, EdgedError, EngineError
 from edged.runners import Array, Completion, TensorSpec, input_specs, output_specs
-from edged.runners.cuda import Buffer, CudaDevice, Graph, reset_device
+from edged.runners.cuda import CudaDevice, reset_device
 from edged.runners.tensorrt_engine import TensorRTEngine, import_tensorrt
+from edged.runners.tensorrt_lane import Lane
 
 log = logging.getLogger(__name__)
 
@@ -62,20 +60,6 @@ def fingerprint(device: str) -> dict[str, str]:
         "compute_capability": facts.compute_capability,
         "arch": platform.machine(),
     }
-
-
-@dataclass
-class _Lane:
-    """One execution slot."""
-
-    stream: Any
-    done: Any
-    inputs: dict[str, Buffer]
-    outputs: dict[str, Buffer]
-    contexts: dict[int, Any] = field(default_factory=dict)
-    graphs: dict[int, Graph] = field(default_factory=dict)
-    shapes: dict[int, int] = field(default_factory=dict)
-    """Optimization profile -> batch size that its context is set to."""
 
 
 class TensorRTRunner:
@@ -119,7 +103,6 @@ class TensorRTRunner:
         self.sizes = tuple(sorted(sizes or (n for n in powers if n <= max_batch)))
         self.lanes = lanes or MOST_LANES
         self._measure_lanes = lanes is None
-        self.graphs = 0
         self._cache_file = cache
         self._closed = False
         self._cuda = CudaDevice(device)
@@ -130,7 +113,7 @@ class TensorRTRunner:
         if memory == "auto":
             memory = "measure" if self._cuda.facts.integrated else "copy"
         self.memory = memory
-        self._lanes = [self._make_lane(mapped=memory != "copy") for _ in range(self.lanes)]
+        self._lanes = self._make_lanes(self.lanes, mapped=memory != "copy")
         self._submitted: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._last = 0.0
         self._thread = threading.Thread(target=self._wait_all, name=f"{device}-done", daemon=True)
@@ -141,6 +124,11 @@ class TensorRTRunner:
             f"<TensorRTRunner {self.device}, {self.lanes} lanes, {self.graphs} graphs, "
             f"sizes {list(self.sizes)}>"
         )
+
+    @property
+    def graphs(self) -> int:
+        """CUDA graphs over all lanes."""
+        return sum(lane.graphs for lane in self._lanes)
 
     # -------------------------------------------------------------- the Runner protocol
 
@@ -157,16 +145,9 @@ class TensorRTRunner:
         if self._closed:
             raise ValueError("the runner is closed")
         begun = time.monotonic()
-        slot, size = self._lanes[lane], self.padded(samples)
         error: EngineError | None = None
         try:
-            self._cuda.use()
-            graph = slot.graphs.get(size)
-            if graph is not None:
-                graph.launch()
-            else:
-                self._enqueue(slot, size)
-            slot.done.record(slot.stream)
+            self._lanes[lane].start(self.padded(samples))
         except EngineError as err:
             error = err
         except Exception as err:  # pycuda has no base class that covers all of its errors
@@ -216,15 +197,14 @@ class TensorRTRunner:
         steps = len(self.sizes) * len(self._lanes)
         for index, lane in enumerate(self._lanes):
             for position, size in enumerate(self.sizes):
-                self._capture(lane, size)
+                lane.capture(size)
                 progress(index * len(self.sizes) + position + 1, steps)
-        self._check_graphs()
-        self.graphs = sum(len(lane.graphs) for lane in self._lanes)
+            lane.check_graphs()
 
     def _choose_memory(self, progress: Callable[[int, int], None]) -> None:
         """Mapped memory saves the copies, but a kernel may read it slowly: the faster one stays."""
         mapped_s = self._probe(1, self.max_batch)
-        mapped, self._lanes = self._lanes, [self._make_lane(mapped=False) for _ in self._lanes]
+        mapped, self._lanes = self._lanes, self._make_lanes(self.lanes, mapped=False)
         self._prepare_lanes(progress)
         copied_s = self._probe(1, self.max_batch)
         self.memory = "mapped" if mapped_s <= copied_s else "copy"
@@ -268,85 +248,18 @@ class TensorRTRunner:
             raise errors[0]
         return (time.monotonic() - begun) / PROBE_BATCHES
 
-    def _free(self, lanes: list[_Lane]) -> None:
+    def _make_lanes(self, count: int, *, mapped: bool) -> list[Lane]:
+        specs = (self.inputs, self.outputs)
+        return [
+            Lane(self._cuda, self._engine, specs, self._profiles, mapped=mapped)
+            for _ in range(count)
+        ]
+
+    def _free(self, lanes: list[Lane]) -> None:
         """Empties the list; its lanes must go while their context is current."""
         with self._cuda.current():
             while lanes:
-                lane = lanes.pop()
-                for graph in lane.graphs.values():
-                    graph.close()
-                lane.contexts.clear()
-                del lane
-
-    def _capture(self, lane: _Lane, size: int) -> None:
-        self._enqueue(lane, size)
-        lane.stream.synchronize()
-        try:
-            with self._cuda.current():
-                lane.graphs[size] = Graph(
-                    self._cuda.driver, lane.stream, lambda: self._enqueue(lane, size)
-                )
-        except (DeviceFaultError, EngineError) as err:
-            log.info("batch size %d runs without a CUDA graph: %s", size, err)
-
-    def _check_graphs(self) -> None:
-        """Drops every graph whose replay differs from the plain calls on random inputs."""
-        random = np.random.default_rng(0)
-        for lane in self._lanes:
-            for buffer in lane.inputs.values():
-                _fill(buffer.host, random)
-            for size, graph in list(lane.graphs.items()):
-                self._enqueue(lane, size)
-                lane.stream.synchronize()
-                wanted = {n: np.array(b.host[:size]) for n, b in lane.outputs.items()}
-                for buffer in lane.outputs.values():
-                    buffer.host[...] = 0
-                graph.launch()
-                lane.stream.synchronize()
-                if not all(_alike(wanted[n], b.host[:size]) for n, b in lane.outputs.items()):
-                    log.warning("batch size %d: the CUDA graph computes something else", size)
-                    lane.graphs.pop(size).close()
-
-    # -------------------------------------------------------------- inside
-
-    def _make_lane(self, *, mapped: bool) -> _Lane:
-        def buffers(specs: Sequence[TensorSpec]) -> dict[str, Buffer]:
-            return {
-                spec.name: self._cuda.buffer(
-                    (self.max_batch, *spec.shape), spec.dtype, mapped=mapped
-                )
-                for spec in specs
-            }
-
-        lane = _Lane(
-            stream=self._cuda.stream(),
-            done=self._cuda.event(),
-            inputs=buffers(self.inputs),
-            outputs=buffers(self.outputs),
-        )
-        with self._cuda.current():
-            for profile in sorted(set(self._profiles.values())):
-                context = self._engine.context(profile, lane.stream.handle)
-                for name, buffer in {**lane.inputs, **lane.outputs}.items():
-                    context.set_tensor_address(name, buffer.address)
-                lane.contexts[profile] = context
-        return lane
-
-    def _enqueue(self, lane: _Lane, size: int) -> None:
-        """Puts copies in, engine and copies out on the lane's stream."""
-        profile = self._profiles[size]
-        context = lane.contexts[profile]
-        if lane.shapes.get(profile) != size:
-            for spec in self.inputs:
-                if not context.set_input_shape(spec.name, (size, *spec.shape)):
-                    raise EngineError(f"the engine refuses batch size {size} for {spec.name!r}")
-            lane.shapes[profile] = size
-        for buffer in lane.inputs.values():
-            buffer.copy_in(lane.stream, size)
-        if not context.execute_async_v3(lane.stream.handle):
-            raise EngineError(f"the engine failed at batch size {size}: {self._engine.said()}")
-        for buffer in lane.outputs.values():
-            buffer.copy_out(lane.stream, size)
+                lanes.pop().close()
 
     def _wait_all(self) -> None:
         self._cuda.use()
@@ -367,21 +280,6 @@ class TensorRTRunner:
                 else {name: buffer.host[:samples] for name, buffer in lane.outputs.items()}
             )
             done(Completion(index, samples, outputs, started, now, error))
-
-
-def _fill(buffer: Array, random: np.random.Generator) -> None:
-    if buffer.dtype.kind == "f":
-        buffer[...] = random.standard_normal(buffer.shape)
-    else:
-        buffer[...] = random.integers(0, 2, buffer.shape)
-
-
-def _alike(wanted: Array, found: Array) -> bool:
-    """Whether two runs of one engine gave the same; sums may be reordered, so not to the bit."""
-    if wanted.dtype.kind != "f":
-        return bool(np.array_equal(wanted, found))
-    scale = float(np.max(np.abs(wanted), initial=0.0))
-    return bool(np.allclose(wanted, found, rtol=1e-3, atol=1e-3 * scale, equal_nan=True))
 
 
 def load(engine: Engine, *, device: str, lanes: int | None) -> TensorRTRunner:

@@ -17,7 +17,7 @@ from edged.runners import TensorSpec
 
 log = logging.getLogger(__name__)
 
-MODULES = ("tensorrt", "tensorrt_rtx")
+MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 
 
 def import_tensorrt() -> ModuleType:

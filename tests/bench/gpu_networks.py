@@ -1,4 +1,4 @@
-"""Networks of three sizes for benches on a GPU: residual MLP blocks over tokens, as ONNX."""
+"""Networks of three sizes for benches on a GPU: MLP blocks over tokens, and a head, as ONNX."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+CLASSES = 10
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,9 @@ LARGE = Network("large", tokens=196, width=768, hidden=3072, blocks=8)
 
 
 def network_onnx(network: Network, *, half: bool) -> bytes:
-    """``x + W2 relu(W1 x)`` in a row, input ``x`` and output ``y`` ``[batch, tokens, width]``.
+    """``x + W2 relu(W1 x)`` in a row, then the mean over tokens and ten classes.
+
+    Input ``x`` ``[batch, tokens, width]``, output ``y`` ``[batch, 10]``.
 
     Args:
         network: its shape.
@@ -64,13 +68,17 @@ def network_onnx(network: Network, *, half: bool) -> bytes:
             helper.make_node("Add", [last, out], [f"sum{block}"]),
         ]
         last = f"sum{block}"
-    nodes.append(helper.make_node("Cast", [last], ["y"], to=TensorProto.FLOAT))
+    nodes += [
+        helper.make_node("ReduceMean", [last], ["mean"], axes=[1], keepdims=0),
+        helper.make_node("MatMul", ["mean", weight("head", network.width, CLASSES)], ["logits"]),
+        helper.make_node("Cast", ["logits"], ["y"], to=TensorProto.FLOAT),
+    ]
     shape = ["batch", network.tokens, network.width]
     graph = helper.make_graph(
         nodes,
         network.name,
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", CLASSES])],
         weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)

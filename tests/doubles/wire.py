@@ -206,7 +206,7 @@ class WireClient:
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
         with self._changed:
             if not self._changed.wait_for(condition, WAIT_S):
-                seen = [(each.topic, each.payload[:200]) for each in self._heard[-20:]]
+                seen = [(each.topic, each.payload[:120]) for each in self._heard[-8:]]
                 raise TimeoutError(f"no {what} within {WAIT_S} s; the last that came: {seen}")
 
     # -------------------------------------------------------------- paho's thread

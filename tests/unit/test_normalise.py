@@ -7,7 +7,9 @@ import pytest
 from onnx import TensorProto
 
 from edged.build.onnx_graph import load_model, normalise
+from edged.build.placement import place
 from edged.errors import BuildError
+from edged.recipe import QuantizeOptions
 from tests.doubles import onnx_models
 from tests.doubles.onnx_models import GraphWriter
 
@@ -22,19 +24,15 @@ def normal(model: onnx.ModelProto, inputs: Shapes) -> onnx.ModelProto:
     return normalise(load_model(model.SerializeToString()), inputs)
 
 
-def placed(
-    model: onnx.ModelProto, *, include: tuple[str, ...] = (), exclude: tuple[str, ...] = ()
-) -> Placement:
-    """What becomes INT8."""
-    return place(model, QuantizeOptions(include=include, exclude=exclude))
-
-
 def test_hidden_weights_become_initializers() -> None:
     """Weights behind Constant, Identity and Transpose nodes are found; the nodes are gone."""
     model = normal(onnx_models.hidden_weights(), IMAGE)
     operators = {node.op_type for node in model.graph.node}
     assert not operators & {"Constant", "Identity", "Transpose", "BatchNormalization"}
-    assert [layer.operator for layer in placed(model).layers] == ["Conv", "MatMul"]
+    assert [layer.operator for layer in place(model, QuantizeOptions()).layers] == [
+        "Conv",
+        "MatMul",
+    ]
 
 
 def test_unnamed_nodes_get_stable_names() -> None:

@@ -15,13 +15,13 @@ import pytest
 
 from edged.errors import DeviceFaultError, EngineRefusedError
 from edged.runners import Completion, TensorSpec, run_batch, warm_up
-from tests.bench.gpu_networks import SMALL, network_onnx, network_plan
+from tests.bench.gpu_networks import CLASSES, SMALL, network_onnx, network_plan
 
 pytestmark = pytest.mark.gpu
 
 FLOAT = np.dtype(np.float32)
 SAMPLE = (SMALL.tokens, SMALL.width)
-INPUT, OUTPUT = TensorSpec("x", FLOAT, SAMPLE), TensorSpec("y", FLOAT, SAMPLE)
+INPUT, OUTPUT = TensorSpec("x", FLOAT, SAMPLE), TensorSpec("y", FLOAT, (CLASSES,))
 SIZES = (1, 2, 4, 8)
 
 
@@ -187,7 +187,7 @@ def test_specs_that_are_not_the_engines_are_refused(plan: bytes) -> None:
     with pytest.raises(EngineRefusedError, match="its manifest says"):
         TensorRTRunner(plan, [other], [OUTPUT], 8)
     with pytest.raises(EngineRefusedError, match="its manifest names"):
-        TensorRTRunner(plan, [INPUT], [TensorSpec("z", FLOAT, SAMPLE)], 8)
+        TensorRTRunner(plan, [INPUT], [TensorSpec("z", FLOAT, (CLASSES,))], 8)
     with pytest.raises(EngineRefusedError, match="batch size 64"):
         TensorRTRunner(plan, [INPUT], [OUTPUT], 64)
 
