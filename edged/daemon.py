@@ -183,13 +183,13 @@ class Service:
         pause = min(LOOK_S, interval / 2) if interval else LOOK_S
         said = ""
         while not self._stops:
-            fault = self._fault()
-            if fault and fault.endswith("has died"):
-                return fault
-            if fault != said and fault:
-                log.error("not feeding the watchdog: %s", fault)
-            said = fault or ""
-            if not fault:
+            if fatal := self._fatal():
+                return fatal
+            stuck = self._pipeline.stuck(time.monotonic(), self._settings.serve.stuck_s) or ""
+            if stuck and stuck != said:
+                log.error("not feeding the watchdog: %s", stuck)
+            said = stuck
+            if not stuck:
                 sd_notify.notify(watchdog=True)
             self._tell_state()
             self._woken.wait(pause)
@@ -206,12 +206,16 @@ class Service:
             self._publish_status()
             sd_notify.notify(status=self._sentence())
 
-    def _fault(self) -> str | None:
+    def _fatal(self) -> str | None:
+        """Why this process cannot go on."""
+        if self._devices.lost:
+            return self._devices.lost
+        dead = self._pipeline.dead()
         if not self._link.alive():
-            return "thread mqtt-net has died"
+            dead = "mqtt-net"
         if not self._uplink.thread.is_alive():
-            return "thread uplink has died"
-        return self._pipeline.fault(time.monotonic(), self._settings.serve.stuck_s)
+            dead = "uplink"
+        return f"thread {dead} has died" if dead else None
 
     def _end(self) -> int:
         outstanding = self._pipeline.outstanding

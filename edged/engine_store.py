@@ -166,22 +166,7 @@ class EngineStore:
             EngineRefusedError: it did not pass verification, or was built for something else.
         """
         engine = self.current(model)
-        manifest = engine.manifest
-        if not manifest.verdict.passed:
-            raise EngineRefusedError(
-                f"engine of {model!r} did not pass verification: "
-                + "; ".join(manifest.verdict.reasons)
-            )
-        differing = [
-            f"{name}: built for {manifest.fingerprint.get(name)!r}, here {fingerprint.get(name)!r}"
-            for name in sorted({*manifest.fingerprint, *fingerprint})
-            if manifest.fingerprint.get(name) != fingerprint.get(name)
-        ]
-        if differing:
-            raise EngineRefusedError(
-                f"engine of {model!r} is for another device or runtime ({'; '.join(differing)}); "
-                f"build it here with: edged build {model}"
-            )
+        check_usable(engine.manifest, fingerprint)
         return engine
 
     def install(self, manifest: Manifest, files: Mapping[str, bytes]) -> Engine:
@@ -240,6 +225,33 @@ class EngineStore:
             yield
         finally:
             os.close(handle)
+
+
+def check_usable(manifest: Manifest, fingerprint: Mapping[str, str]) -> None:
+    """Whether an engine may be loaded on a device.
+
+    Args:
+        manifest: of the engine.
+        fingerprint: what the device and its runtime are, for the engine's kind of runner.
+
+    Raises:
+        EngineRefusedError: it did not pass verification, or was built for something else.
+    """
+    model = manifest.model
+    if not manifest.verdict.passed:
+        raise EngineRefusedError(
+            f"engine of {model!r} did not pass verification: " + "; ".join(manifest.verdict.reasons)
+        )
+    differing = [
+        f"{name}: built for {manifest.fingerprint.get(name)!r}, here {fingerprint.get(name)!r}"
+        for name in sorted({*manifest.fingerprint, *fingerprint})
+        if manifest.fingerprint.get(name) != fingerprint.get(name)
+    ]
+    if differing:
+        raise EngineRefusedError(
+            f"engine of {model!r} is for another device or runtime ({'; '.join(differing)}); "
+            f"build it here with: edged build {model}"
+        )
 
 
 def _lock(handle: int, model: str) -> None:

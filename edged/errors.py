@@ -164,6 +164,10 @@ class DeviceFaultError(EngineError):
     retryable = True
 
 
+class DeviceLostError(DeviceFaultError):
+    """The device cannot be used any more by this process; a new one may use it."""
+
+
 class NonFiniteOutputError(ServiceError):
     """The engine's outputs hold NaN or infinity, which the recipe does not let through."""
 

@@ -196,22 +196,14 @@ def load(engine: Engine, *, device: str = "", lanes: int | None = None, threads:
     return onnx.load(engine, device=device or "cpu", lanes=lanes or 1, threads=threads)
 
 
-def abandon(failed: Sequence[Runner]) -> None:
-    """Ends runners whose device failed, and makes the device usable again.
+def abandon(runner: Runner) -> None:
+    """Closes a runner whose device failed.
 
     Raises:
-        EdgedError: it stays unusable.
+        DeviceLostError: the device cannot be used any more by this process.
     """
-    devices = set()
-    for runner in failed:
-        leave = getattr(runner, "abandon", None)
-        if leave is None:
-            runner.close()
-        else:
-            leave()
-            devices.add(runner.device)
-    for device in devices:
-        _tensorrt().reset_device(device)
+    leave = getattr(runner, "abandon", runner.close)
+    leave()
 
 
 def _tensorrt() -> ModuleType:

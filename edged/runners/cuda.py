@@ -131,15 +131,43 @@ class CudaDevice:
         with self.current():
             return int(drv.mem_get_info()[0])
 
-    def stream(self) -> drv.Stream:
-        """A new stream."""
+    def healthy(self) -> bool:
+        """Whether the context still works; after an illegal access every call in it fails."""
+        self.use()
+        try:
+            self.driver.call("cuCtxSynchronize")
+        except DeviceFaultError:
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def _making(self, what: str) -> Iterator[None]:
         with self.current():
+            try:
+                yield
+            except drv.Error as err:
+                raise EngineRefusedError(
+                    f"{self.name} gives no {what} ({err}): most likely it has too little memory; "
+                    "lower max_batch, serve fewer models, or free memory"
+                ) from err
+
+    def stream(self) -> drv.Stream:
+        """A new stream.
+
+        Raises:
+            EngineRefusedError: out of memory, most likely.
+        """
+        with self._making("stream"):
             return drv.Stream(_NON_BLOCKING)
 
     def event(self, *, spin: bool = False) -> drv.Event:
-        """A new event; waiting for it sleeps, or spins: quicker, but it keeps a core busy."""
+        """A new event; waiting for it sleeps, or spins: quicker, but it keeps a core busy.
+
+        Raises:
+            EngineRefusedError: out of memory, most likely.
+        """
         flags = drv.event_flags
-        with self.current():
+        with self._making("event"):
             return drv.Event(flags.DISABLE_TIMING | (0 if spin else flags.BLOCKING_SYNC))
 
     def buffer(
@@ -148,31 +176,10 @@ class CudaDevice:
         """A staging buffer.
 
         Raises:
-            EngineRefusedError: out of memory.
+            EngineRefusedError: out of memory, most likely.
         """
-        with self.current():
-            try:
-                return _make_buffer(shape, dtype, mapped=mapped)
-            except drv.MemoryError as err:
-                raise EngineRefusedError(
-                    f"{self.name} has no memory for a staging buffer {shape} of {dtype}; "
-                    "lower max_batch, serve fewer models, or free memory"
-                ) from err
-
-
-def reset_device(name: str) -> None:
-    """Destroys a device's primary context with all that is in it, so that a new one can be made.
-
-    After an illegal access every call in a context fails. Nobody may use the device meanwhile;
-    what was in it is `TensorRTRunner.abandon`-ed before.
-
-    Raises:
-        DeviceFaultError: the driver cannot do it; only a new process helps.
-    """
-    driver = Driver()
-    device = ctypes.c_int()
-    driver.call("cuDeviceGet", ctypes.byref(device), int(name.removeprefix("cuda:")))
-    driver.call("cuDevicePrimaryCtxReset_v2", device)
+        with self._making(f"staging buffer {shape} of {dtype}"):
+            return _make_buffer(shape, dtype, mapped=mapped)
 
 
 @dataclass(frozen=True)

@@ -25,15 +25,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edged.engine_store import Engine
-from edged.errors import DeviceFaultError, EdgedError, EngineError
+from edged.errors import DeviceFaultError, DeviceLostError, EdgedError, EngineError
 from edged.runners import Array, Completion, TensorSpec, input_specs, output_specs
-from edged.runners.cuda import CudaDevice, reset_device
+from edged.runners.cuda import CudaDevice
 from edged.runners.tensorrt_engine import TensorRTEngine, import_tensorrt
 from edged.runners.tensorrt_lane import Lane
 
 log = logging.getLogger(__name__)
-
-__all__ = ["TensorRTRunner", "fingerprint", "load", "reset_device"]
 
 MOST_LANES = 3
 """One batch copied in, one computed, one copied out."""
@@ -171,11 +169,17 @@ class TensorRTRunner:
             self._engine.close()
 
     def abandon(self) -> None:
-        """After a device fault: ends the thread, and frees nothing that the context takes along."""
-        if not self._closed:
-            self._closed = True
-            self._submitted.put(None)
-            self._thread.join()
+        """Closes after a device fault, if the context survived it.
+
+        Raises:
+            DeviceLostError: it did not, as after an illegal access; nothing is freed, because
+                freeing in a dead context corrupts the process.
+        """
+        if not self._cuda.healthy():
+            raise DeviceLostError(
+                f"the context of {self.device} is destroyed; only a new process can use it again"
+            )
+        self.close()
 
     # -------------------------------------------------------------- warm-up
 
@@ -262,24 +266,32 @@ class TensorRTRunner:
                 lanes.pop().close()
 
     def _wait_all(self) -> None:
-        self._cuda.use()
-        while (work := self._submitted.get()) is not None:
-            index, samples, begun, error, done = work
-            lane = self._lanes[index]
-            if error is None:
-                try:
-                    lane.done.synchronize()
-                except Exception as err:  # pycuda has no base class that covers all of its errors
-                    error = DeviceFaultError(f"{self.device} failed on a batch: {err}")
-            now = time.monotonic()
-            started = max(begun, self._last)  # the device was busy with the batch before
-            self._last = now
-            outputs = (
-                {}
-                if error
-                else {name: buffer.host[:samples] for name, buffer in lane.outputs.items()}
-            )
-            done(Completion(index, samples, outputs, started, now, error))
+        # pycuda's context stays current here: a lane that was replaced may be freed by this thread.
+        with self._cuda.current():
+            while (work := self._submitted.get()) is not None:
+                self._wait(*work)
+                del work
+
+    def _wait(
+        self,
+        index: int,
+        samples: int,
+        begun: float,
+        error: EngineError | None,
+        done: Callable[[Completion], None],
+    ) -> None:
+        """Waits for one batch and reports it."""
+        lane = self._lanes[index]
+        if error is None:
+            try:
+                lane.done.synchronize()
+            except Exception as err:  # pycuda has no base class that covers all of its errors
+                error = DeviceFaultError(f"{self.device} failed on a batch: {err}")
+        now = time.monotonic()
+        started = max(begun, self._last)  # the device was busy with the batch before
+        self._last = now
+        rows = {} if error else {n: buffer.host[:samples] for n, buffer in lane.outputs.items()}
+        done(Completion(index, samples, rows, started, now, error))
 
 
 def load(engine: Engine, *, device: str, lanes: int | None) -> TensorRTRunner:

@@ -156,5 +156,8 @@ def _alike(wanted: Array, found: Array) -> bool:
     """Whether two runs of one engine gave the same; sums may be reordered, so not to the bit."""
     if wanted.dtype.kind != "f":
         return bool(np.array_equal(wanted, found))
-    scale = float(np.max(np.abs(wanted), initial=0.0))
-    return bool(np.allclose(wanted, found, rtol=1e-3, atol=1e-3 * scale, equal_nan=True))
+    finite = np.isfinite(wanted)  # random inputs may lead a network out of its range
+    if not np.array_equal(finite, np.isfinite(found)):
+        return False
+    scale = float(np.max(np.abs(wanted[finite]), initial=0.0))
+    return bool(np.allclose(wanted[finite], found[finite], rtol=1e-3, atol=1e-3 * scale))

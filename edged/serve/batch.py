@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
 from edged.errors import EdgedError
@@ -32,12 +33,25 @@ class _Device:
         self.timers = dict(timers)
         self.lead_s = lead_s
         self.busy_until = -math.inf
+        self._expected: deque[float] = deque()  # seconds of each batch that runs, oldest first
         self.retry_at: float | None = None  # set while it is out
 
     def started(self, now: float, model: str, samples: int) -> None:
         self.free -= 1
         service_s = self.timers[model].service_s(samples)
+        self._expected.append(service_s)
         self.busy_until = max(now, self.busy_until) + service_s
+
+    def ended(self, now: float) -> None:
+        """A batch left: no error of earlier predictions outlives it."""
+        self.free += 1
+        self._expected.popleft()
+        self.busy_until = min(self.busy_until, now + sum(self._expected))
+
+    def resize(self, lanes: int) -> None:
+        """Another number of lanes, of which those that are busy stay busy."""
+        self.free += lanes - self.lanes
+        self.lanes = lanes
 
     def earliest(self, now: float) -> float:
         """When its next batch may be closed: with one running, just before that one ends."""
@@ -144,15 +158,19 @@ class WaitingRoom:
             self._devices[device].retry_at = retry_at
             self._changed.notify_all()
 
-    def set_model(self, model: str, timers: Mapping[str, BatchTimer]) -> None:
+    def set_model(
+        self, model: str, timers: Mapping[str, BatchTimer], lanes: Mapping[str, int]
+    ) -> None:
         """A model is served from now on, or by another engine; what waits for it stays.
 
         Args:
             model: its name.
             timers: by device.
+            lanes: batches that may be on a device at once from now on.
         """
         with self._changed:
             for device, timer in timers.items():
+                self._devices[device].resize(lanes[device])
                 self._devices[device].timers[model] = timer
                 self._timers[model] = timer
                 self._queues.setdefault(model, ModelQueue(timer.cap)).cap = timer.cap
@@ -188,7 +206,7 @@ class WaitingRoom:
             for timer in self._timers_of(request.model):
                 timer.arrived(now, request.samples)
             # A device whose lanes are all busy need not wake up, unless this one expires first.
-            if any(d.free for d in self._devices.values()) or request.deadline < self._alarm:
+            if any(d.free > 0 for d in self._devices.values()) or request.deadline < self._alarm:
                 self._changed.notify_all()
 
     def put_back(self, parts: Iterable[Part]) -> None:
@@ -242,7 +260,7 @@ class WaitingRoom:
         alarm = min((queue.deadline for queue in self._queues.values()), default=math.inf)
         if device.retry_at is not None:
             return None, min(alarm, device.retry_at)
-        if not device.free:
+        if device.free <= 0:
             return None, alarm
         due: list[tuple[float, float, str, Decision]] = []
         for name, queue in filled:
@@ -281,9 +299,7 @@ class WaitingRoom:
         """A batch left its lane; ``service_s`` is 0 where it failed and tells nothing."""
         with self._changed:
             state = self._devices[device]
-            state.free += 1
-            if state.free == state.lanes:
-                state.busy_until = self._clock()
+            state.ended(self._clock())
             state.timers[model].completed(samples, service_s)
             if self._waiting():  # else there is nothing to wake up for
                 self._changed.notify_all()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from edged.backoff import backoff_s
 from edged.engine_store import Manifest
-from edged.errors import EdgedError
+from edged.errors import DeviceLostError, EdgedError
 from edged.events import DeviceFailed, DeviceRecovered, Event, ModelRefused
 from edged.metrics import Metrics
 from edged.serve.batch import WaitingRoom
@@ -50,6 +50,7 @@ class Devices:
     Attributes:
         formats: what replies carry, by model; grows and changes as models do.
         faults: devices that are out, and how often they failed in a row.
+        lost: why only a new process can go on with all devices; "" while that is not so.
 
     Args:
         host: loads models.
@@ -63,6 +64,7 @@ class Devices:
     ) -> None:
         self.formats: dict[str, ReplyFormat] = {}
         self.faults: dict[str, int] = {}
+        self.lost = ""
         self._host = host
         self._room = room
         self._metrics = metrics
@@ -154,6 +156,8 @@ class Devices:
         pause = backoff_s(attempt, *RETRY_S, random.random())  # noqa: S311  # jitter, not a secret
         self._room.suspend(device, time.monotonic() + pause)
         self._metrics.count("device_faults_total", device)
+        if isinstance(error, DeviceLostError):
+            self.lost = error.message
         if attempt == 0:
             log.error("device %s is out: %s", device, error.message)
             self._notice.emit(DeviceFailed(time.time(), device, error.message))

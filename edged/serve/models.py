@@ -191,8 +191,8 @@ class ModelHost:
         """
         with self._loading:
             mine = {n: m for n, m in self.models.items() if device in m.runners}
-            runners.abandon([model.runners[device] for model in mine.values()])
             for name, model in mine.items():
+                runners.abandon(model.runners[device])
                 runner, curve = self._load_on(name, device, progress)
                 self.models[name] = ReadyModel(
                     model.manifest,

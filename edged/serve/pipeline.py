@@ -176,12 +176,13 @@ class Pipeline:
         self._inbox.put(None)
         self._reply.join(timeout_s)
 
-    def fault(self, now: float, stuck_s: float) -> str | None:
-        """Why the watchdog should not be fed: a thread that died, or work that does not move."""
+    def dead(self) -> str | None:
+        """Name of a thread that has died, which ends the service."""
         threads = (self._intake, self._reply, *(device.thread for device in self._devices))
-        for thread in threads:
-            if not thread.is_alive():
-                return f"thread {thread.name} has died"
+        return next((thread.name for thread in threads if not thread.is_alive()), None)
+
+    def stuck(self, now: float, stuck_s: float) -> str | None:
+        """Why the watchdog should not be fed: work that has not moved for ``stuck_s``."""
         for device in self._devices:
             if (running := device.running_s(now)) > stuck_s:
                 return f"a batch has been on {device.name} for {running:.0f} s"
