@@ -88,6 +88,7 @@ class Service:
         self._woken = threading.Event()
         self._stops = 0
         self._reload = False
+        self._engines_due = False
         self._loader: threading.Thread | None = None
         self._devices = devices = Devices(
             host, self._room, metrics, Notice(self._emit, self._woken.set, self._warming)
@@ -197,6 +198,8 @@ class Service:
             if self._reload:
                 self._reload = False
                 self._read_settings_again()
+                self._engines_due = True
+            self._load_due_engines()
         return None
 
     def _tell_state(self) -> None:
@@ -236,7 +239,7 @@ class Service:
         self._uplink.stop(1.0)
         self._link.stop(self._status.document("offline", self._link.epoch))
         self._pipeline.stop()
-        for model in self._host.models.values():
+        for model in list(self._host.models.values()):
             model.close()
         log.info("stopped", extra={"cut_off": left})
         return EX_CUT_OFF if left else os.EX_OK
@@ -278,7 +281,11 @@ class Service:
             self._room.set_rule(Admission(self._settings.serve.queue_samples).refusal)
             log.info("settings reloaded", extra={"need_a_restart": waiting})
         sd_notify.notify(ready=True)
-        if self._loader is None or not self._loader.is_alive():
+
+    def _load_due_engines(self) -> None:
+        """Has new engines loaded, one after the other: a reload during a load is not forgotten."""
+        if self._engines_due and (self._loader is None or not self._loader.is_alive()):
+            self._engines_due = False
             self._loader = threading.Thread(target=self._refresh, name="loader", daemon=True)
             self._loader.start()
 
@@ -286,6 +293,7 @@ class Service:
         """On the loader thread: engines that are new in the store take over."""
         for event in self._devices.load(lambda: self._stops > 0):
             self._uplink.emit(event)
+        self._woken.set()
 
     # -------------------------------------------------------------- status and reports
 
@@ -296,9 +304,11 @@ class Service:
         return f"serving {', '.join(self._host.models)}; {where}{out}"
 
     def _warming(self, where: str, done: int, total: int) -> None:
+        if self._status.state != "warming":
+            return  # on the loader thread: the service goes on meanwhile
         progress = f"{where}: {done} of {total} steps"
         sd_notify.notify(status=f"warming {progress}", extend_timeout_s=60)
-        if self._status.state == "warming" and self._status.change("warming", progress):
+        if self._status.change("warming", progress):
             self._publish_status()
 
     def _publish_status(self) -> None:

@@ -34,6 +34,8 @@ from edged.recipe import MODEL_NAME, InputSpec, OutputSpec, Precision, explain
 
 MANIFEST_VERSION = 1
 BUILT = "built"
+GOLDEN_FILE = "golden.npz"
+"""Beside an engine: ``in:<name>`` as the model takes it, ``out:<name>`` as it was verified."""
 
 
 class _Strict(BaseModel):

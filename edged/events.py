@@ -123,7 +123,7 @@ class Telemetry(Event):
     outstanding: int
     waiting_samples: int
     models: dict[str, Any]
-    """Model -> state of its timer: price, phi, rate, limit."""
+    """Model -> device -> state of the timer there: price, phi, rate, limit."""
     metrics: dict[str, Any]
 
 

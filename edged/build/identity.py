@@ -19,7 +19,7 @@ from edged.build.precision import Variant
 from edged.build.ranges import Sources
 from edged.recipe import Recipe
 
-BUILD_VERSION = 2
+BUILD_VERSION = 3
 """Raise it when the same sources give another engine: every engine is then built again."""
 
 RANGES_FILE = "ranges.json"

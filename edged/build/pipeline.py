@@ -10,6 +10,7 @@ runtime are imported only if there is something to build. Precisions are tried i
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import tempfile
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+import numpy as np
 
 from edged.build.build_report import plan_report, report
 from edged.build.build_run import BuildRun, Progress, open_build
@@ -36,7 +39,7 @@ from edged.build.target import (
     Target,
     choose_target,
 )
-from edged.engine_store import BUILT, Engine, EngineStore, Manifest, Verdict
+from edged.engine_store import BUILT, GOLDEN_FILE, Engine, EngineStore, Manifest, Verdict
 from edged.errors import BuildError, BuildStoppedError, EngineRefusedError
 from edged.latency import LatencyCurve
 from edged.recipe import Precision
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
     from edged.build.graphs import ModelGraphs
 
 REPORT_FILE = "report.json"
+
+_GOLDEN_SAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class _Passed:
     curve: LatencyCurve
     kept: dict[str, str]
     cache: bytes | None
+    golden: bytes
 
 
 def build_model(
@@ -258,8 +264,10 @@ def _attempt(
     with _closing(runner):
         curve = _measure(build, runner)
         verdict = _require_pass(_verify(build, graphs.reference, runner))
+        golden = _golden(build, runner)
     cache = workplace / CACHE_FILE
-    return _Passed(made, verdict, curve, kept, cache.read_bytes() if cache.is_file() else None)
+    compiled = cache.read_bytes() if cache.is_file() else None
+    return _Passed(made, verdict, curve, kept, compiled, golden)
 
 
 def _measure(build: BuildRun, runner: Runner) -> LatencyCurve:
@@ -287,6 +295,18 @@ def _verify(build: BuildRun, reference: bytes, runner: Runner) -> Verdict:
             outputs = run_batch(runner, inputs).outputs
             comparison.add(graph.run(inputs, names), outputs, batch.labels)
         return judge(comparison.metrics(), comparison.samples, recipe.verify)
+
+
+def _golden(build: BuildRun, runner: Runner) -> bytes:
+    """A few samples and what the engine answers, to be compared when it is loaded to serve."""
+    batch = next(iter(build.dataset.heldout.batches(min(_GOLDEN_SAMPLES, runner.max_batch))))
+    inputs = model_inputs(batch.inputs, build.recipe.input)
+    outputs = run_batch(runner, inputs).outputs
+    arrays = {f"in:{name}": rows for name, rows in inputs.items()}
+    arrays |= {f"out:{name}": rows for name, rows in outputs.items()}
+    file = io.BytesIO()
+    np.savez(file, **arrays)  # type: ignore[arg-type]  # names are no keyword of savez
+    return file.getvalue()
 
 
 def _require_pass(verdict: Verdict) -> Verdict:
@@ -343,8 +363,11 @@ def _install(
         {"plan": plan_report(passed.made.layers, manifest.quantized)} if passed.made.layers else {}
     )
     document |= {"seconds": build.seconds, "warnings": list(build.dataset.warnings)}
-    files = {manifest.file: passed.made.data,
-             REPORT_FILE: (json.dumps(document, indent=2) + "\n").encode()}  # fmt: skip
+    files = {
+        manifest.file: passed.made.data,
+        GOLDEN_FILE: passed.golden,
+        REPORT_FILE: (json.dumps(document, indent=2) + "\n").encode(),
+    }
     if passed.made.log:
         files[LOG_FILE] = passed.made.log.encode()
     if passed.cache is not None:

@@ -25,6 +25,7 @@ class Status:
         self._lock = threading.Lock()
         self._state = "warming"
         self._progress = ""
+        self._told: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Status {self._state} {self._progress}>".replace(" >", ">")
@@ -35,10 +36,11 @@ class Status:
         return self._state
 
     def change(self, state: str, progress: str = "") -> bool:
-        """Sets state and progress; whether either is new."""
+        """Sets state and progress; whether either is new, or other models are ready than before."""
+        models = tuple(self._models())
         with self._lock:
-            changed = (state, progress) != (self._state, self._progress)
-            self._state, self._progress = state, progress
+            changed = (state, progress, models) != (self._state, self._progress, self._told)
+            self._state, self._progress, self._told = state, progress, models
         return changed
 
     def document(self, state: str, session: int) -> bytes:

@@ -159,18 +159,19 @@ class WaitingRoom:
             self._changed.notify_all()
 
     def set_model(
-        self, model: str, timers: Mapping[str, BatchTimer], lanes: Mapping[str, int]
+        self, model: str, timers: Mapping[str, BatchTimer], lanes: Mapping[str, int] | None = None
     ) -> None:
         """A model is served from now on, or by another engine; what waits for it stays.
 
         Args:
             model: its name.
             timers: by device.
-            lanes: batches that may be on a device at once from now on.
+            lanes: batches that may be on a device at once from now on; None: as many as before.
         """
         with self._changed:
             for device, timer in timers.items():
-                self._devices[device].resize(lanes[device])
+                if lanes is not None:
+                    self._devices[device].resize(lanes[device])
                 self._devices[device].timers[model] = timer
                 self._timers[model] = timer
                 self._queues.setdefault(model, ModelQueue(timer.cap)).cap = timer.cap

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edged.backoff import backoff_s
+from edged.backoff import Backoff
 from edged.engine_store import Manifest
-from edged.errors import DeviceLostError, EdgedError
+from edged.errors import DeviceLostError, EdgedError, EngineRefusedError
 from edged.events import DeviceFailed, DeviceRecovered, Event, ModelRefused
 from edged.metrics import Metrics
 from edged.serve.batch import WaitingRoom
-from edged.serve.gpu import Device, DevicePorts, Done, Served
-from edged.serve.models import ModelHost, Progress, ReadyModel, check_interface
+from edged.serve.gpu import Device, DevicePorts, Done
+from edged.serve.models import ModelHost, Progress, ReadyModel, check_successor
 from edged.serve.request import ReplyFormat
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,8 @@ LEAD_S = 0.0005
 """With several lanes, the next batch is closed so long before the running one ends: enough to fill
 its lane and to copy it in."""
 RETRY_S = (1.0, 60.0)
-"""Shortest and longest pause before a failed device is tried again."""
+"""Shortest and longest pause before a failed device is tried again; the pauses begin anew once it
+has worked for twice the longest."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Notice:
 class Devices:
     """All devices of the service and what they run.
 
-    `load` is called by one thread at a time; a device's own thread calls back when it fails.
+    `load` may be called by any thread; a device's own thread calls back when it fails.
 
     Attributes:
         formats: what replies carry, by model; grows and changes as models do.
@@ -57,10 +59,16 @@ class Devices:
         room: where the devices get their work.
         metrics: counters.
         notice: whom to tell.
+        retry_s: see `RETRY_S`.
     """
 
     def __init__(
-        self, host: ModelHost, room: WaitingRoom, metrics: Metrics, notice: Notice
+        self,
+        host: ModelHost,
+        room: WaitingRoom,
+        metrics: Metrics,
+        notice: Notice,
+        retry_s: tuple[float, float] = RETRY_S,
     ) -> None:
         self.formats: dict[str, ReplyFormat] = {}
         self.faults: dict[str, int] = {}
@@ -69,7 +77,13 @@ class Devices:
         self._room = room
         self._metrics = metrics
         self._notice = notice
+        self._retry_s = retry_s
         self._devices: dict[str, Device] = {}
+        self._backoffs: dict[str, Backoff] = {}
+        # Held while a model is loaded and takes over, or a device is renewed: never both at once.
+        self._changing = threading.Lock()
+        # Held for a moment by whoever learns of a fault: several lanes fail at once.
+        self._counting = threading.Lock()
 
     def __repr__(self) -> str:
         out = f", out: {sorted(self.faults)}" if self.faults else ""
@@ -109,6 +123,7 @@ class Devices:
         )
         for name in self._host.devices():
             device = self._devices[name] = Device(name, self._host.served(name), ports)
+            self._backoffs[name] = Backoff(*self._retry_s)
             self._room.add_device(name, device.lanes, self._host.timers(name), LEAD_S)
         for name, model in self._host.models.items():
             self._room.set_model(name, model.timers())
@@ -117,10 +132,11 @@ class Devices:
     def _load(self, name: str) -> list[Event]:
         """Loads a model, or says why not; what serves already is left alone."""
         try:
-            model = self._host.load(name, self._notice.progress)
-            if model is None:
-                return []
-            self._take_over(name, model)
+            with self._changing:
+                model = self._host.load(name, self._notice.progress)
+                if model is None:
+                    return []
+                self._take_over(name, model)
         except EdgedError as err:
             if name not in self._host.models:
                 self._host.refused[name] = err.message
@@ -132,47 +148,70 @@ class Devices:
     def _take_over(self, name: str, model: ReadyModel) -> None:
         """Serves a model by its new engine, between two batches."""
         old = self._host.models.get(name)
-        if old is not None:
-            try:
-                check_interface(old.manifest, model.manifest)
-            except EdgedError:
-                model.close()
-                raise
+        try:
+            if old is not None:
+                check_successor(old, model)
+            self._check_devices(model)
+        except EdgedError:
+            model.close()
+            raise
         self._host.models[name] = model
         self._host.refused.pop(name, None)
         self.formats[name] = _format(model.manifest)
         if self._devices:
-            for device, served in self._devices.items():
-                if device in model.runners:
-                    served.swap(name, model.served(device))
-            self._room.set_model(name, model.timers())
+            for device in model.runners:
+                self._devices[device].swap(name, model.served(device))
+            lanes = {device: self._devices[device].lanes for device in model.runners}
+            self._room.set_model(name, model.timers(), lanes)
         if old is not None:
             old.close()
 
+    def _check_devices(self, model: ReadyModel) -> None:
+        """Whether all devices of a model have their thread, once there are threads."""
+        unknown = sorted(set(model.runners) - set(self._devices)) if self._devices else []
+        if unknown:
+            raise EngineRefusedError(
+                f"the engine of {model.manifest.model!r} runs on {', '.join(unknown)}, which "
+                "served no model when the service started; restart the service to use it"
+            )
+
     def _failed(self, device: str, error: EdgedError) -> None:
-        """On a runner's or a device's thread: takes it out, and has it tried again later."""
-        attempt = self.faults.get(device, 0)
-        self.faults[device] = attempt + 1
-        pause = backoff_s(attempt, *RETRY_S, random.random())  # noqa: S311  # jitter, not a secret
-        self._room.suspend(device, time.monotonic() + pause)
+        """On a runner's thread: takes a device out, once for all that runs on it."""
         self._metrics.count("device_faults_total", device)
-        if isinstance(error, DeviceLostError):
-            self.lost = error.message
-        if attempt == 0:
-            log.error("device %s is out: %s", device, error.message)
-            self._notice.emit(DeviceFailed(time.time(), device, error.message))
+        with self._counting:
+            if device in self.faults:
+                return
+            self._pause(device, error)
+        log.error("device %s is out: %s", device, error.message)
+        self._notice.emit(DeviceFailed(time.time(), device, error.message))
         self._notice.changed()
 
-    def _renew(self, device: str) -> dict[str, Served]:
-        """On a device's thread: loads its models anew after a fault."""
-        served = self._host.renew(device, lambda _where, _done, _total: None)
-        lanes = min(each.runner.lanes for each in served.values())
-        self._room.add_device(device, lanes, self._host.timers(device), LEAD_S)
-        attempts = self.faults.pop(device, 0)
+    def _pause(self, device: str, error: EdgedError) -> None:
+        self.faults[device] = self.faults.get(device, 0) + 1
+        now, chance = time.monotonic(), random.random()  # noqa: S311  # jitter, not a secret
+        self._room.suspend(device, now + self._backoffs[device].pause_s(now, chance))
+        if isinstance(error, DeviceLostError):
+            self.lost = error.message
+
+    def _renew(self, device: str) -> None:
+        """On a device's thread: loads its models anew after a fault, or waits longer."""
+        with self._changing:
+            try:
+                served = self._host.renew(device, lambda _where, _done, _total: None)
+            except EdgedError as err:
+                self._metrics.count("device_faults_total", device)
+                log.info("device %s still fails: %s", device, err.message)
+                self._pause(device, err)
+                self._notice.changed()
+                return
+            self._devices[device].renew(served)
+            attempts = self.faults.pop(device, 0)
+            self._backoffs[device].connected(time.monotonic())
+            lanes = self._devices[device].lanes
+            self._room.add_device(device, lanes, self._host.timers(device), LEAD_S)
         log.info("device %s is back", device, extra={"attempts": attempts})
         self._notice.emit(DeviceRecovered(time.time(), device, attempts))
         self._notice.changed()
-        return served
 
 
 def _format(manifest: Manifest) -> ReplyFormat:

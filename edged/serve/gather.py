@@ -43,6 +43,7 @@ class Gatherer:
         outputs: Mapping[str, Array],
         timings: Timings,
         error: EdgedError | None = None,
+        version: str = "",
     ) -> Outcome | None:
         """One part ended.
 
@@ -51,6 +52,7 @@ class Gatherer:
             outputs: ``[part.samples, *shape]`` by name; empty with an error.
             timings: of the batch it was in.
             error: why these samples have no outputs.
+            version: of the engine that ran them.
 
         Returns:
             The request's outcome once all its samples have ended, else None. One failed part makes
@@ -58,7 +60,7 @@ class Gatherer:
         """
         request = part.request
         if part.samples == request.samples:
-            return outcome(part, outputs, timings, error)
+            return outcome(part, outputs, timings, error, version)
         key = id(request)
         pending = self._pending.setdefault(key, _Pending(request.samples))
         pending.left -= part.samples
@@ -69,14 +71,18 @@ class Gatherer:
             return None
         del self._pending[key]
         if pending.error is not None:
-            return outcome(part, {}, pending.timings, pending.error)
+            return outcome(part, {}, pending.timings, pending.error, version)
         pieces = [outputs for _, outputs in sorted(pending.pieces, key=lambda piece: piece[0])]
         whole = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-        return outcome(part, whole, pending.timings, None)
+        return outcome(part, whole, pending.timings, None, version)
 
 
 def outcome(
-    part: Part, outputs: Mapping[str, Array], timings: Timings, error: EdgedError | None
+    part: Part,
+    outputs: Mapping[str, Array],
+    timings: Timings,
+    error: EdgedError | None,
+    version: str = "",
 ) -> Outcome:
     """The outcome of the request that a part belongs to."""
     request = part.request
@@ -92,6 +98,7 @@ def outcome(
         deadline=request.deadline,
         timings=timings,
         samples=request.samples,
+        version=version,
     )
 
 

@@ -6,9 +6,9 @@ lane is done. What ended is handed on as `Done`; nothing is published or logged 
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -37,6 +37,7 @@ class Done:
         reason: why the batch was closed.
         error: why there are no outputs.
         nonfinite: indices of parts whose outputs hold NaN or infinity and shall not be answered.
+        version: of the engine that ran them.
     """
 
     parts: tuple[Part, ...]
@@ -47,6 +48,7 @@ class Done:
     reason: str = ""
     error: EdgedError | None = None
     nonfinite: tuple[int, ...] = ()
+    version: str = ""
 
     def timings(self, part: Part) -> Timings:
         """Where the time of one part's request went."""
@@ -63,15 +65,25 @@ class Served:
         runner: ready and warm.
         inputs: how a request's samples become the runner's.
         refuse_nonfinite: whether a sample whose outputs hold NaN or infinity is an error.
+        version: of the engine, for the replies.
     """
 
     def __init__(
-        self, runner: Runner, inputs: Sequence[InputSpec], *, refuse_nonfinite: bool = False
+        self,
+        runner: Runner,
+        inputs: Sequence[InputSpec],
+        *,
+        refuse_nonfinite: bool = False,
+        version: str = "",
     ) -> None:
         self.runner = runner
         self.inputs = tuple(inputs)
         self.refuse_nonfinite = refuse_nonfinite
-        self.lanes = deque(range(runner.lanes))
+        self.version = version
+        # Waited for only where an engine with fewer lanes has just taken over.
+        self.lanes: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for lane in range(runner.lanes):
+            self.lanes.put(lane)
 
 
 @dataclass(frozen=True)
@@ -84,9 +96,7 @@ class DevicePorts:
         done: takes over what ended; may wait, which holds the device back.
         put_back: parts that shall run again, elsewhere or later.
         failed: (device, error): takes the device out for a while.
-        renew: makes the device's models anew after a fault; may take seconds.
-
-    ``renew`` raises `EdgedError` where that does not work yet.
+        renew: tries to make the device's models anew after a fault; may take seconds.
     """
 
     take: Callable[[str], Work | None]
@@ -94,7 +104,7 @@ class DevicePorts:
     done: Callable[[Done], None]
     put_back: Callable[[Sequence[Part]], None]
     failed: Callable[[str, EdgedError], None]
-    renew: Callable[[str], Mapping[str, Served]]
+    renew: Callable[[str], None]
 
 
 class Device:
@@ -135,6 +145,11 @@ class Device:
         with self._swapping:
             self._models[model] = served
 
+    def renew(self, models: Mapping[str, Served]) -> None:
+        """Serves these from the next batch on; nothing runs on the device."""
+        with self._swapping:
+            self._models = dict(models)
+
     def _work(self) -> None:
         while (work := self._ports.take(self.name)) is not None:
             if work.expired:
@@ -142,12 +157,12 @@ class Device:
             if work.batch is not None:
                 self._start(work.batch)
             if work.retry:
-                self._try_again()
+                self._ports.renew(self.name)
 
     def _start(self, batch: Batch) -> None:
         with self._swapping:
             served = self._models[batch.model]
-            lane = served.lanes.popleft()
+            lane = served.lanes.get()
             fill(served, lane, batch.parts)
             self._running[id(batch)] = time.monotonic()
             served.runner.submit(
@@ -160,7 +175,7 @@ class Device:
         outputs = {name: np.array(rows) for name, rows in result.outputs.items()}
         error = result.error
         self._running.pop(id(batch), None)
-        served.lanes.append(result.lane)
+        served.lanes.put(result.lane)
         if isinstance(error, DeviceFaultError):
             self._ports.failed(self.name, error)
         service_s = 0.0 if error else result.service_s
@@ -190,17 +205,9 @@ class Device:
             reason=batch.reason,
             error=result.error,
             nonfinite=bad,
+            version=served.version,
         )
         self._ports.done(ended)
-
-    def _try_again(self) -> None:
-        try:
-            models = self._ports.renew(self.name)
-        except EdgedError as err:
-            self._ports.failed(self.name, err)
-            return
-        with self._swapping:
-            self._models = dict(models)
 
 
 def fill(served: Served, lane: int, parts: tuple[Part, ...]) -> None:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import io
 import logging
-import threading
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from edged import preprocess, runners
-from edged.engine_store import Engine, EngineStore, Manifest
+from edged.engine_store import GOLDEN_FILE, Engine, EngineStore, Manifest, check_usable
 from edged.errors import EdgedError, EngineRefusedError
 from edged.events import ModelLoaded
 from edged.latency import LatencyCurve
@@ -25,8 +26,6 @@ from edged.settings import ServeSettings
 
 log = logging.getLogger(__name__)
 
-GOLDEN_FILE = "golden.npz"
-"""Beside an engine: samples as the model takes them, and its outputs when it was verified."""
 GOLDEN_TOLERANCE = 0.02
 """Of the largest output. A right engine stays far below on its device, a wrong one far above."""
 
@@ -39,14 +38,19 @@ class ReadyModel:
     """A model that can be served at once.
 
     Attributes:
-        manifest: of its engine.
+        engine: as it was loaded; another one may be current in the store meanwhile.
         runners: warm, by device.
         curves: service time by batch size, measured now, by device.
     """
 
-    manifest: Manifest
+    engine: Engine
     runners: Mapping[str, runners.Runner]
     curves: Mapping[str, LatencyCurve]
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of its engine."""
+        return self.engine.manifest
 
     @property
     def version(self) -> str:
@@ -60,8 +64,12 @@ class ReadyModel:
 
     def served(self, device: str) -> Served:
         """As a device's thread runs it."""
-        refuse = self.manifest.refuse_nonfinite
-        return Served(self.runners[device], self.manifest.input, refuse_nonfinite=refuse)
+        return Served(
+            self.runners[device],
+            self.manifest.input,
+            refuse_nonfinite=self.manifest.refuse_nonfinite,
+            version=self.version,
+        )
 
     def events(self, now: float) -> list[ModelLoaded]:
         """What to report of it, for each device; ``now`` is Unix seconds."""
@@ -109,7 +117,9 @@ def devices_for(manifest: Manifest, wanted: tuple[str, ...]) -> tuple[str, ...]:
 
 @dataclass
 class ModelHost:
-    """What is served on which device. Thread-safe for readers; one thread at a time loads.
+    """What is served on which device.
+
+    Thread-safe for readers; `edged.serve.devices.Devices` lets one thread at a time change it.
 
     Attributes:
         store: where engines lie.
@@ -122,7 +132,6 @@ class ModelHost:
     settings: ServeSettings
     models: dict[str, ReadyModel] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
-    _loading: threading.Lock = field(default_factory=threading.Lock)
 
     def __repr__(self) -> str:
         return f"<ModelHost {sorted(self.models)}, refused {sorted(self.refused)}>"
@@ -162,54 +171,51 @@ class ModelHost:
         Raises:
             EdgedError: no device takes it; the message says why.
         """
-        with self._loading:
-            manifest = self.store.current(name).manifest
-            serving = self.models.get(name)
-            if serving is not None and serving.manifest.key == manifest.key:
-                return None
-            ready: dict[str, tuple[runners.Runner, LatencyCurve]] = {}
-            problems: list[EdgedError] = []
-            for device in devices_for(manifest, self.settings.devices):
-                try:
-                    ready[device] = self._load_on(name, device, progress)
-                except EdgedError as err:  # noqa: PERF203  # a few devices, seconds each
-                    problems.append(err)
-                    log.warning("model %s is not loaded on %s: %s", name, device, err.message)
-            if not ready:
-                raise problems[0]
-            return ReadyModel(
-                manifest,
-                {device: runner for device, (runner, _) in ready.items()},
-                {device: curve for device, (_, curve) in ready.items()},
-            )
+        engine = self.store.current(name)
+        serving = self.models.get(name)
+        if serving is not None and serving.manifest.key == engine.manifest.key:
+            return None
+        ready: dict[str, tuple[runners.Runner, LatencyCurve]] = {}
+        problems: list[EdgedError] = []
+        for device in devices_for(engine.manifest, self.settings.devices):
+            try:
+                ready[device] = self._load_on(engine, device, progress)
+            except EdgedError as err:  # noqa: PERF203  # a few devices, seconds each
+                problems.append(err)
+                log.warning("model %s is not loaded on %s: %s", name, device, err.message)
+        if not ready:
+            raise problems[0]
+        return ReadyModel(
+            engine,
+            {device: runner for device, (runner, _) in ready.items()},
+            {device: curve for device, (_, curve) in ready.items()},
+        )
 
     def renew(self, device: str, progress: Progress) -> dict[str, Served]:
-        """Loads everything of a device anew after it failed.
+        """Loads everything of a device anew after it failed: the engines that serve, no newer ones.
 
         Raises:
             EdgedError: it still fails.
         """
-        with self._loading:
-            mine = {n: m for n, m in self.models.items() if device in m.runners}
-            for name, model in mine.items():
-                runners.abandon(model.runners[device])
-                runner, curve = self._load_on(name, device, progress)
-                self.models[name] = ReadyModel(
-                    model.manifest,
-                    {**model.runners, device: runner},
-                    {**model.curves, device: curve},
-                )
+        mine = {n: m for n, m in self.models.items() if device in m.runners}
+        for name, model in mine.items():
+            runners.abandon(model.runners[device])
+            runner, curve = self._load_on(model.engine, device, progress)
+            self.models[name] = ReadyModel(
+                model.engine,
+                {**model.runners, device: runner},
+                {**model.curves, device: curve},
+            )
         return self.served(device)
 
     def _load_on(
-        self, name: str, device: str, progress: Progress
+        self, engine: Engine, device: str, progress: Progress
     ) -> tuple[runners.Runner, LatencyCurve]:
-        engine = self.store.current(name)
-        engine = self.store.usable(name, runners.fingerprint(engine.manifest.runner, device))
+        check_usable(engine.manifest, runners.fingerprint(engine.manifest.runner, device))
         if any(spec.image != "none" for spec in engine.manifest.input):
             preprocess.prepare_images()
         runner = runners.load(engine, device=device, threads=self.settings.onnx_threads)
-        where = f"{name} on {device}"
+        where = f"{engine.manifest.model} on {device}"
         try:
             curve = runners.warm_up(
                 runner,
@@ -223,16 +229,27 @@ class ModelHost:
         return runner, curve
 
 
-def check_interface(old: Manifest, new: Manifest) -> None:
-    """Whether requests that wait for the old engine can be run by the new one.
+def check_successor(old: ReadyModel, new: ReadyModel) -> None:
+    """Whether a new engine can take over from the one that serves, whatever waits and runs.
 
     Raises:
-        EngineRefusedError: inputs or outputs differ.
+        EngineRefusedError: requests that wait could not be run by it, or not on each device.
     """
-    if (old.input, old.output) != (new.input, new.output):
+    name, before, after = new.manifest.model, old.manifest, new.manifest
+    if (before.input, before.output) != (after.input, after.output):
         raise EngineRefusedError(
-            f"the new engine of {new.model!r} takes or gives other tensors than the one that "
-            "serves; restart the service to change over"
+            f"the new engine of {name!r} takes or gives other tensors than the one that serves; "
+            "restart the service to change over"
+        )
+    if after.max_batch < before.max_batch:
+        raise EngineRefusedError(
+            f"the new engine of {name!r} takes batches of at most {after.max_batch}, the one that "
+            f"serves takes {before.max_batch}; restart the service to change over"
+        )
+    if missing := sorted(set(old.runners) - set(new.runners)):
+        raise EngineRefusedError(
+            f"the new engine of {name!r} cannot be loaded on {', '.join(missing)}, where the old "
+            "one serves; see the log, then reload again"
         )
 
 
@@ -242,27 +259,42 @@ def check_golden(engine: Engine, runner: runners.Runner) -> None:
     Engines without golden samples pass.
 
     Raises:
-        EngineRefusedError: it computes something else now.
+        EngineRefusedError: it computes something else now, or the samples cannot be read.
     """
     path = engine.path.with_name(GOLDEN_FILE)
     if not path.is_file():
         return
+    model = engine.manifest.model
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            golden = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError) as err:
+            inputs = {spec.name: arrays[f"in:{spec.name}"] for spec in runner.inputs}
+            wanted = {spec.name: arrays[f"out:{spec.name}"] for spec in runner.outputs}
+        found = runners.run_batch(runner, inputs).outputs
+        off = {name: _relative_error(found[name], wanted[name]) for name in wanted}
+    except _GOLDEN_PROBLEMS as err:
         raise EngineRefusedError(
-            f"golden samples of {engine.manifest.model!r} cannot be read: {err}; build it again"
+            f"golden samples of {model!r} cannot be used: {err}; build it again"
         ) from err
-    inputs = {spec.name: golden[f"in:{spec.name}"] for spec in runner.inputs}
-    found = runners.run_batch(runner, inputs).outputs
-    for spec in runner.outputs:
-        wanted = golden[f"out:{spec.name}"].astype(np.float64)
-        scale = max(float(np.max(np.abs(wanted), initial=0.0)), 1e-9)
-        off = float(np.max(np.abs(found[spec.name].astype(np.float64) - wanted), initial=0.0))
-        if not off <= GOLDEN_TOLERANCE * scale:
+    for name, share in off.items():
+        if not share <= GOLDEN_TOLERANCE:
             raise EngineRefusedError(
-                f"engine of {engine.manifest.model!r} computes something else than when it was "
-                f"verified: output {spec.name!r} is off by {off:.3g}, allowed is "
-                f"{GOLDEN_TOLERANCE * scale:.3g}; build it again"
+                f"engine of {model!r} computes something else than when it was verified: output "
+                f"{name!r} is off by {share:.3g} of its largest value, allowed is "
+                f"{GOLDEN_TOLERANCE:g}; build it again"
             )
+
+
+_GOLDEN_PROBLEMS = (
+    OSError, EOFError, KeyError, TypeError, ValueError, AttributeError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
+"""What numpy raises for a damaged file, and for arrays that are not those of this engine."""
+
+
+def _relative_error(found: runners.Array, wanted: runners.Array) -> float:
+    """Largest difference, as a share of the largest value that is wanted."""
+    if found.shape != wanted.shape:
+        raise ValueError(f"an output has shape {found.shape}, the sample says {wanted.shape}")
+    right = wanted.astype(np.float64)
+    scale = max(float(np.max(np.abs(right), initial=0.0)), 1e-9)
+    return float(np.max(np.abs(found.astype(np.float64) - right), initial=0.0)) / scale

@@ -318,7 +318,7 @@ class Pipeline:
             rows = _rows(done.outputs, row, part)
             row += part.samples
             error = NonFiniteOutputError(NON_FINITE) if index in done.nonfinite else done.error
-            outcome = self._gatherer.add(part, rows, done.timings(part), error)
+            outcome = self._gatherer.add(part, rows, done.timings(part), error, done.version)
             if outcome is not None:
                 self._answer(outcome)
 
@@ -331,7 +331,7 @@ class Pipeline:
             return encode(
                 outcome,
                 now=time.monotonic(),
-                version=shape.version,
+                version=outcome.version or shape.version,
                 labels=shape.labels,
                 max_packet_bytes=self._max_packet_bytes,
             )

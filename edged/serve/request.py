@@ -220,6 +220,7 @@ class Outcome:
         deadline: monotonic seconds, None if it was refused before it had one.
         timings: where the time went.
         samples: number of samples, 0 where it was refused before they were counted.
+        version: of the engine that ran its last samples, "" if none did.
     """
 
     receipt: Receipt
@@ -233,6 +234,7 @@ class Outcome:
     deadline: float | None = None
     timings: Timings = Timings()
     samples: int = 0
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
     python -m tests.bench.gpu_pipeline RESULT.json [LOAD]
 
-Requests of 32 samples each enter as bytes at `Pipeline.arrived` and leave as bytes at the sender:
-everything but the broker's socket. The path is kept saturated (closed loop, 4 requests a lane).
+Requests of 8 samples each enter as bytes at `Pipeline.arrived` and leave as bytes at the sender:
+everything but the broker's socket. The path is kept saturated (closed loop, four batches a lane).
 With several GPUs also: all of them against one, and with the first one loaded by another process
 (LOAD, default "yes"), against the best static split of the same requests.
 """
@@ -33,7 +33,7 @@ from edged.runners import TensorSpec, warm_up
 from edged.runners.tensorrt import TensorRTRunner
 from edged.serve.admit import Admission
 from edged.serve.batch import WaitingRoom
-from edged.serve.decode import Decoder
+from edged.serve.decode import Decoder, Limits
 from edged.serve.devices import LEAD_S
 from edged.serve.gpu import Device, DevicePorts, Served
 from edged.serve.pipeline import Pipeline, Sender, Watchers
@@ -43,6 +43,7 @@ from tests.bench.gpu_lanes import lanes_loop
 from tests.bench.gpu_networks import CLASSES, LARGE, MEDIUM, Network, network_plan
 
 BATCH = 32
+SAMPLES = 8
 SECONDS = 2.0
 TOPICS = Topics("edged/v1", "bench")
 HAMMER = """
@@ -84,7 +85,7 @@ class RequestPath:
         curves = {name: warm_up(runner, (1, 8, BATCH)) for name, runner in runners.items()}
         self.room = WaitingRoom({}, Admission(100_000).refusal)
         self.pipeline = Pipeline(
-            Decoder(TOPICS, {"m": model}.get),
+            Decoder(TOPICS, {"m": model}.get, limits=Limits(max_request_bytes=64 << 20)),
             {"m": ReplyFormat("bench")},
             self.room,
             Metrics(),
@@ -106,7 +107,7 @@ class RequestPath:
         self.pipeline.link_changed(
             LinkUp(1, session_present=False, window=1000, max_packet_bytes=0)
         )
-        self.slots = 4 * sum(runner.lanes for runner in runners.values())
+        self.slots = 4 * BATCH // SAMPLES * sum(runner.lanes for runner in runners.values())
 
     def _ports(self) -> DevicePorts:
         def completed(device: str, model: str, samples: int, service_s: float) -> None:
@@ -124,6 +125,8 @@ class RequestPath:
         )
 
     def _publish(self, reply: Reply) -> int:
+        if dict(reply.user).get("status") != "200":
+            raise RuntimeError(reply.payload[:300].decode("ascii", "replace"))
         self.latencies.append(time.perf_counter() - self.sent.pop(int(reply.correlation or b"0")))
         self.free.release()
         return 1
@@ -157,9 +160,9 @@ class RequestPath:
             self.free.acquire()
         wall = time.perf_counter() - begun
         return {
-            "samples_s": sent * BATCH / wall,
+            "samples_s": sent * SAMPLES / wall,
             "share": {
-                name: round(count / (sent * BATCH), 3) for name, (count, _) in self.done.items()
+                name: round(count / (sent * SAMPLES), 3) for name, (count, _) in self.done.items()
             },
             "busy": {name: round(busy / wall, 3) for name, (_, busy) in self.done.items()},
             "p50_ms": median(self.latencies) * 1e3,
@@ -175,15 +178,16 @@ def _give_up(device: str, error: EdgedError) -> None:
     raise RuntimeError(f"{device}: {error}")
 
 
-def _nothing(_device: str) -> dict[str, Served]:
-    return {}
+def _nothing(_device: str) -> None:
+    pass
 
 
 def body_of(network: Network) -> tuple[Any, bytes, int]:
-    """Rows, and a request with them."""
+    """Rows of a whole batch, and a request with the first of them."""
     shape = (BATCH, network.tokens, network.width)
     rows = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    body, header = v2.write_request(v2.InferRequest(inputs=(v2.Tensor("x", rows),)))
+    tensor = v2.Tensor("x", rows[:SAMPLES])
+    body, header = v2.write_request(v2.InferRequest(inputs=(tensor,)))
     return rows, body, header or 0
 
 
@@ -233,17 +237,15 @@ def main() -> None:
     count = drv.Device.count()
     rows = []
     medium, large = network_plan(MEDIUM, half=True), network_plan(LARGE, half=True)
-    if count == 1:
-        rows.append(measure(MEDIUM, medium, ["cuda:0"]))
-        rows.append(measure(LARGE, large, ["cuda:0"]))
-    else:
-        both = ["cuda:0", "cuda:1"]
-        for network, plan in ((LARGE, large), (MEDIUM, medium)):
-            rows += [measure(network, plan, ["cuda:1"]), measure(network, plan, both)]
+    for network, plan in ((MEDIUM, medium), (LARGE, large)):
+        rows.append(measure(network, plan, ["cuda:0"]))
+        if count > 1:
+            rows.append(measure(network, plan, ["cuda:0", "cuda:1"]))
+    if count > 1:
         with hammered(large):
             rows += [
                 measure(LARGE, large, devices) | {"loaded": "cuda:0"}
-                for devices in (["cuda:0"], ["cuda:1"], both)
+                for devices in (["cuda:0"], ["cuda:1"], ["cuda:0", "cuda:1"])
             ]
     document = {"device": drv.Device(0).name(), "gpus": count, "rows": rows}
     Path(sys.argv[1]).write_text(json.dumps(document, indent=1) + "\n")

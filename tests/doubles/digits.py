@@ -79,14 +79,14 @@ def binary_logits(reply: Message) -> Logits:
     length = int(dict(reply.user)[protocol.HEADER_LENGTH])
     (output,) = json.loads(reply.payload[:length])["outputs"]
     rows: Logits = np.frombuffer(reply.payload[length:], np.float32)
-    return rows.reshape(output["shape"])
+    return rows.reshape([int(size) for size in output["shape"]])
 
 
 def json_logits(payload: bytes) -> Logits:
     """The logits of a JSON answer."""
     (output,) = json.loads(payload)["outputs"]
     rows: Logits = np.array(output["data"], np.float32)
-    return rows.reshape(output["shape"])
+    return rows.reshape([int(size) for size in output["shape"]])
 
 
 def png(pixels: Pixels) -> bytes:

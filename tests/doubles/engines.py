@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
@@ -13,14 +14,16 @@ from edged.engine_store import EngineStore, Manifest, Verdict
 from edged.recipe import InputSpec, OutputSpec
 from edged.runners import fingerprint
 
+TABLE = np.array([[0, 1], [2, 3], [4, 5], [np.inf, 7]], np.float32)
+
 
 def picker() -> onnx.ModelProto:
-    """A model that fails in the middle of serving: ``y = table[x]`` for the 4 rows of a table.
+    """A model that fails in the middle of serving: ``y = TABLE[x]``.
 
     Input ``x`` INT64 [batch, 1], output ``y`` FP32 [batch, 1, 2]. Zeros are fine, so it warms up;
-    an index outside -4 to 3 makes ONNX Runtime raise.
+    index 3 gives infinity, and one outside -4 to 3 makes ONNX Runtime raise.
     """
-    table = helper.make_tensor("table", TensorProto.FLOAT, [4, 2], [float(n) for n in range(8)])
+    table = helper.make_tensor("table", TensorProto.FLOAT, TABLE.shape, TABLE.flatten().tolist())
     graph = helper.make_graph(
         [helper.make_node("Gather", ["table", "x"], ["y"], axis=0)],
         "picker",
@@ -43,6 +46,7 @@ def install_picker(
     name: str,
     *,
     passed: bool = True,
+    refuse_nonfinite: bool = False,
     bound_to: Mapping[str, str] | None = None,
     max_batch: int = 4,
 ) -> None:
@@ -52,6 +56,7 @@ def install_picker(
         root: folder of the store.
         name: the model's.
         passed: what the manifest says of verification.
+        refuse_nonfinite: whether infinity in an output is an error.
         bound_to: the manifest's fingerprint; None: this device's.
         max_batch: of the engine.
     """
@@ -72,6 +77,7 @@ def install_picker(
         max_batch=max_batch,
         warm_sizes=(1, max_batch),
         slo_ms=60_000.0,
+        refuse_nonfinite=refuse_nonfinite,
         latency_ms={"1": 0.1},
         quantized=(),
         verdict=Verdict(

@@ -253,7 +253,7 @@ class Serving:
             done=self.pipeline.done,
             put_back=self.room.put_back,
             failed=lambda device, error: None,
-            renew=lambda device: served,
+            renew=lambda device: None,
         )
         device = Device("scripted", served, ports)
         self.room.add_device(device.name, device.lanes)

@@ -13,14 +13,16 @@ from tests.doubles.service import copy_model
 
 @pytest.fixture(scope="session")
 def served_engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of engines: ``digits`` as it is built, and three that no build would install.
+    """A folder of engines: ``digits`` as it is built, and four that no build would install.
 
-    ``picker`` fails on some inputs, ``unproven`` has no pass, ``foreign`` is for another device.
+    ``picker`` fails on some inputs, ``strict`` is the same and lets no infinity through,
+    ``unproven`` has no pass, ``foreign`` is for another device.
     """
     home = tmp_path_factory.mktemp("served")
     models, calib = copy_model("digits", home)
     build_model("digits", engines=models, calib=calib)
     engines.install_picker(models, "picker")
+    engines.install_picker(models, "strict", refuse_nonfinite=True)
     engines.install_picker(models, "unproven", passed=False)
     engines.install_picker(models, "foreign", bound_to={"runner": "onnx", "arch": "vax"})
     return models

@@ -51,6 +51,7 @@ class Running:
     """Where MQTT 3.1.1 is spoken."""
     client: WireClient
     logits: digits.Logits
+    embedded: bool
 
 
 @pytest.fixture(scope="module", params=["mosquitto", "embedded"])
@@ -69,7 +70,9 @@ def running(
         client = stack.enter_context(WireClient(new))
         daemon = stack.enter_context(Daemon(home, served_engines, new))
         wait_online(client)
-        yield Running(new, old, client, digits.logits(served_engines, IMAGES))
+        yield Running(
+            new, old, client, digits.logits(served_engines, IMAGES), request.param == "embedded"
+        )
         assert daemon.stop() == 0, daemon.log()
 
 
@@ -80,13 +83,16 @@ def document(image: int, **more: object) -> bytes:
 
 @pytest.mark.parametrize("qos", [0, 1, 2])
 def test_binary_round_trip(running: Running, qos: int) -> None:
-    """The engine's numbers come back as bytes, at the request's QoS but never above 1."""
+    """The engine's numbers come back as bytes, at the request's QoS but never above 1.
+
+    rumqttd 0.20 delivers QoS 0 as QoS 1 to whoever subscribed with that.
+    """
     mark = b"binary qos %d" % qos
     running.client.publish(digits.binary_ask(TOPICS, IMAGES[:3], mark, qos=qos))
     reply = running.client.wait_reply(mark)
     assert reply.status == "200"
     assert reply.content_type == protocol.OCTET_STREAM
-    assert reply.qos == min(qos, 1)
+    assert reply.qos == min(qos, 1) or (running.embedded and reply.qos == 1)
     assert reply.expiry_s is not None
     same(digits.binary_logits(reply), running.logits[:3])
 

@@ -267,12 +267,12 @@ def test_draining_ends_at_its_limit_and_says_how_many_are_left() -> None:
 def test_a_batch_that_does_not_come_back_is_a_fault() -> None:
     """The watchdog is told which device hangs; before that limit, and idle, there is no fault."""
     with Serving(ScriptedRunner(held=True)) as serving:
-        assert serving.pipeline.fault(time.monotonic() + 1e6, 30) is None
+        assert serving.pipeline.stuck(time.monotonic() + 1e6, 30) is None
         serving.arrive(body([[1, 1, 1]]))
         serving.runner.wait_running(1)
         now = time.monotonic()
-        assert serving.pipeline.fault(now, 30) is None
-        fault = serving.pipeline.fault(now + 31, 30)
+        assert serving.pipeline.stuck(now, 30) is None
+        fault = serving.pipeline.stuck(now + 31, 30)
         assert fault is not None
         assert "scripted" in fault
 

@@ -21,7 +21,8 @@ from edged.errors import EngineError, EngineRefusedError
 from edged.recipe import InputSpec, OutputSpec
 from edged.runners import Completion, Runner, TensorSpec, input_specs, output_specs
 from edged.runners.onnx import OnnxRunner
-from edged.serve.models import load_model
+from edged.serve.models import ModelHost
+from edged.settings import ServeSettings
 from tests.doubles import engines
 from tests.doubles import runner as scripted
 from tests.doubles.onnx_models import GraphWriter, mlp
@@ -62,13 +63,12 @@ SCRIPTED = Case(
     expected=lambda batch: scripted.expected(batch["x"]),
     poison={"x": np.full((1, 3), -1, np.float32)},
 )
-TABLE = np.arange(8, dtype=np.float32).reshape(4, 2)
 ONNX = Case(
     make=lambda lanes: OnnxRunner(
         engines.picker().SerializeToString(), INDEX, PICKED, 4, lanes=lanes, threads=1
     ),
     draw=lambda rng, n: {"x": rng.integers(0, 4, size=(n, 1))},
-    expected=lambda batch: {"y": TABLE[batch["x"]]},
+    expected=lambda batch: {"y": engines.TABLE[batch["x"]]},
     poison={"x": np.full((1, 1), 99, np.int64)},
 )
 
@@ -487,30 +487,32 @@ def test_an_unknown_form_is_found_out_when_it_runs() -> None:
     runner.close()
 
 
-def test_a_missing_runtime_is_refused_with_what_to_install(tmp_path: Path) -> None:
-    """Without ONNX Runtime an engine is refused with the line that installs it."""
+@pytest.mark.parametrize(
+    ("module", "call", "extra"),
+    [
+        ("onnxruntime", "load(EngineStore(Path(sys.argv[1])).current('picker'))", "onnx"),
+        ("pycuda", "fingerprint('tensorrt')", "cuda"),
+    ],
+)
+def test_a_missing_runtime_is_refused_with_what_to_install(
+    tmp_path: Path, module: str, call: str, extra: str
+) -> None:
+    """Without ONNX Runtime or pycuda an engine is refused with the line that installs it."""
     engines.install_picker(tmp_path, "picker")
     program = (
-        "import sys; sys.modules['onnxruntime'] = None\n"
+        f"import sys; sys.modules['{module}'] = None\n"
         "from pathlib import Path\n"
         "from edged.engine_store import EngineStore\n"
         "from edged.errors import EngineRefusedError\n"
         "from edged import runners\n"
-        "engine = EngineStore(Path(sys.argv[1])).current('picker')\n"
-        "try:\n    runners.load(engine)\n"
+        f"try:\n    runners.{call}\n"
         "except EngineRefusedError as err:\n    print(err.message)\n"
     )
     ended = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)],
         capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
-    assert "pip install 'edged[onnx]'" in ended.stdout
-
-
-def test_engines_of_another_runtime_are_refused() -> None:
-    """A kind of engine that this version cannot run is refused by its fingerprint."""
-    with pytest.raises(EngineRefusedError, match="tensorrt"):
-        runners.fingerprint("tensorrt")
+    assert f"pip install 'edged[{extra}]'" in ended.stdout
 
 
 @pytest.mark.parametrize(
@@ -530,12 +532,14 @@ def test_no_engine_is_loaded_without_a_pass_or_with_another_fingerprint(
     """
     engines.install_picker(tmp_path, "picker", passed=passed, bound_to=bound_to)
     store = EngineStore(tmp_path)
+    host = ModelHost(store, ServeSettings(onnx_threads=1))
     if not why:
-        model = load_model(store, "picker", 1, lambda _done, _total: None)
-        assert model.curve.sizes == (1, 4)
-        model.runner.close()
+        model = host.load("picker", lambda _where, _done, _total: None)
+        assert model is not None
+        assert model.curves["cpu"].sizes == (1, 4)
+        model.close()
         return
     # The engine file is gone: had it been opened, the message would be another one.
     store.current("picker").path.unlink()
     with pytest.raises(EngineRefusedError, match=why):
-        load_model(store, "picker", 1, lambda _done, _total: None)
+        host.load("picker", lambda _where, _done, _total: None)

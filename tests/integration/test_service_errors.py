@@ -25,7 +25,7 @@ LIMITS = {
     "serve__max_request_bytes": "40000",
     "serve__max_request_samples": "400",
     "serve__queue_samples": "300",
-    "serve__models": '["digits", "picker", "unproven", "foreign", "absent"]',
+    "serve__models": '["digits", "picker", "strict", "unproven", "foreign", "absent"]',
 }
 
 
@@ -163,6 +163,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
      {"payload": digits.json_body(IMAGE, parameters={"deadline_unix_ms": 1})}),
     ("answer too large", "reply_too_large",
      samples(300, parameters={"binary_data_output": False})),
+    ("infinity", "nonfinite_output", {"payload": (PICK % 3).encode(), "model": "strict"}),
     ("engine fails", "engine_failed",
      {"payload": (PICK % 99).encode(), "model": "picker"}),
 ]  # fmt: skip

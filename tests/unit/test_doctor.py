@@ -150,7 +150,7 @@ def test_folders_that_are_missing_or_no_folders(tmp_path: Path) -> None:
     assert "does not exist" in calib.found
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "a" * 300])
+@pytest.mark.parametrize("host", ["127.0.0.1", "a" * 250])
 def test_a_broker_that_cannot_be_reached_is_a_line(host: str) -> None:
     """A refused connection and an impossible name are told alike, with the address."""
     with socket.create_server(("127.0.0.1", 0)) as server:

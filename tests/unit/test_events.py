@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from edged.events import (
     EVENTS,
+    DeviceFailed,
+    DeviceRecovered,
     Disconnected,
     Event,
     ModelLoaded,
@@ -30,10 +32,12 @@ EXAMPLES: tuple[Event, ...] = (
     Started(MOMENT, "0.1.0", ("digits", "watch"), offline=False, seconds=1.2),
     ModelLoaded(MOMENT, "digits", "0123456789ab", "int8", "cpu", {"1": 0.2, "8": 0.9}),
     ModelRefused(MOMENT, "watch", "no engine is installed"),
+    DeviceFailed(MOMENT, "cuda:1", "an illegal memory access was encountered"),
+    DeviceRecovered(MOMENT, "cuda:1", 3),
     Disconnected(MOMENT, 12.5, session_kept=True),
     Stopping(MOMENT, 3),
     Result(MOMENT, "digits", "a-1", 200, 1, 2.5, {"logits": [[0.1, 0.9]], "large": None}),
-    Telemetry(MOMENT, 60.0, 0, 0, {"digits": {"phi": 1.0}}, {"arrivals_total": [{"value": 1}]}),
+    Telemetry(MOMENT, 60.0, 0, 0, {"digits": {"cpu": {"phi": 1.0}}}, {"arrivals_total": [{"value": 1}]}),
 )
 
 # RFC 3339, section 5.6, in UTC.
