@@ -22,6 +22,7 @@ from edged.errors import DeviceFaultError, EngineRefusedError
 from edged.runners import Array
 
 _RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED: other threads may allocate meanwhile
+_thread = threading.local()  # which context is current in a thread, by its handle
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: not ordered after the legacy default stream
 
 
@@ -87,7 +88,6 @@ class CudaDevice:
     def __init__(self, name: str) -> None:
         self.name = name
         self.driver = Driver()
-        self._threads = threading.local()
         try:
             drv.init()
             device = drv.Device(int(name.removeprefix("cuda:")))
@@ -118,13 +118,13 @@ class CudaDevice:
             drv.Context.pop()
 
     def use(self) -> None:
-        """Makes the context current in this thread, once; cheap after the first call.
+        """Makes the context current in this thread; cheap where it was the last one used.
 
         Not by pycuda's stack of contexts: that has to be empty when a thread ends.
         """
-        if not getattr(self._threads, "bound", False):
+        if getattr(_thread, "context", None) != self._handle.value:
             self.driver.call("cuCtxSetCurrent", self._handle)
-            self._threads.bound = True
+            _thread.context = self._handle.value
 
     def free_bytes(self) -> int:
         """Device memory that is free now; on Jetson the driver's view, without page cache."""

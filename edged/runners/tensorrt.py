@@ -189,6 +189,7 @@ class TensorRTRunner:
         Raises:
             EngineError: the engine fails.
         """
+        self._cuda.use()
         self._prepare_lanes(progress)
         if self.memory == "measure":
             self._choose_memory(progress)

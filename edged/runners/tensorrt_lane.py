@@ -105,6 +105,7 @@ class Lane:
 
     def capture(self, size: int) -> None:
         """Runs a size once, then captures it; where that fails it stays with plain calls."""
+        self._device.use()
         self._enqueue(size)
         self._stream.synchronize()
         try:
@@ -117,6 +118,7 @@ class Lane:
 
     def check_graphs(self) -> None:
         """Drops every graph whose replay differs from the plain calls on random inputs."""
+        self._device.use()
         random = np.random.default_rng(0)
         for buffer in self.inputs.values():
             _fill(buffer.host, random)

@@ -71,7 +71,7 @@ def write_model(folder: Path) -> None:
     for split in ("calibration", "heldout"):
         rows = random.standard_normal((16, LARGE.tokens, LARGE.width)).astype(np.float32)
         file = calib / f"{split}.npz"
-        np.savez(file, x=rows)
+        np.savez(file, x=rows, labels=np.zeros(len(rows), np.int64))
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         lines += [f'[{split}]\ndescription = "random"', f"[[{split}.files]]"]
         lines += [f'path = "{file.name}"', f'sha256 = "{digest}"', f"count = {len(rows)}"]

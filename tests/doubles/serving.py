@@ -99,7 +99,7 @@ class ScriptedLink:
         self.sent: list[Sent] = []
         self.acknowledged: list[Receipt] = []
         self.epoch = 0
-        self._up = False
+        self.is_up = False
         self._order = 0
         self._undelivered: list[int] = []
         self._mids = itertools.count(1)
@@ -110,21 +110,21 @@ class ScriptedLink:
     def publish(self, reply: Reply) -> int | None:
         """Takes QoS 1 always, QoS 0 with a connection."""
         with self._changed:
-            if not self._up and not reply.qos:
+            if not self.is_up and not reply.qos:
                 return None
             mid = next(self._mids)
             self.sent.append(Sent(mid, reply))
             if reply.qos:
                 self._undelivered.append(mid)
             self._changed.notify_all()
-            if self.automatic and self._up:
+            if self.automatic and self.is_up:
                 self._deliver_all()
             return mid
 
     def acknowledge(self, receipt: Receipt) -> bool:
         """Keeps it, if its connection still stands."""
         with self._changed:
-            if not self._up or receipt.epoch != self.epoch:
+            if not self.is_up or receipt.epoch != self.epoch:
                 return False
             self.acknowledged.append(receipt)
             self._changed.notify_all()
@@ -150,7 +150,7 @@ class ScriptedLink:
         with self._changed:
             self.epoch += 1
             self._order = 0
-            self._up = True
+            self.is_up = True
             self.pipeline.link_changed(LinkUp(self.epoch, True, window, 0))  # noqa: FBT003  # a field
             if self.automatic:
                 self._deliver_all()
@@ -159,7 +159,7 @@ class ScriptedLink:
         """The connection is gone."""
         assert self.pipeline is not None  # wired by `Serving`
         with self._changed:
-            self._up = False
+            self.is_up = False
             self.pipeline.link_changed(LinkDown(self.epoch, "scripted"))
 
     def receipt(self, qos: int) -> Receipt:
@@ -252,8 +252,8 @@ class Serving:
             completed=self.room.completed,
             done=self.pipeline.done,
             put_back=self.room.put_back,
-            failed=lambda device, error: None,
-            renew=lambda device: None,
+            failed=unexpected,
+            renew=unexpected,
         )
         device = Device("scripted", served, ports)
         self.room.add_device(device.name, device.lanes)
@@ -280,6 +280,11 @@ class Serving:
         if taken:
             self.link.taken(receipt)
         return taken
+
+
+def unexpected(*about: object) -> dict[str, Served]:
+    """No device fails here."""
+    raise AssertionError(f"a device failed: {about}")
 
 
 def ignore(_change: LinkUp | LinkDown) -> None:

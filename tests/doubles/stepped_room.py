@@ -144,9 +144,10 @@ class Simulation:
     busy_s: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
-    def p(self, quantile: float) -> float:
-        """A quantile of the latency in seconds."""
-        return sorted(self.latencies)[math.ceil(quantile * len(self.latencies)) - 1]
+    def p(self, quantile: float, skip: int = 0) -> float:
+        """A quantile of the latency in seconds, without the first so many samples to end."""
+        counted = sorted(self.latencies[skip:])
+        return counted[math.ceil(quantile * len(counted)) - 1]
 
 
 def simulate(
