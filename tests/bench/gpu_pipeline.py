@@ -1,11 +1,10 @@
 """The whole request path against the bare loop on the same engine; one GPU or several.
 
-    python -m tests.bench.gpu_pipeline RESULT.json [LOAD]
+    python -m tests.bench.gpu_pipeline RESULT.json [SAMPLES]
 
-Requests of 8 samples each enter as bytes at `Pipeline.arrived` and leave as bytes at the sender:
-everything but the broker's socket. The path is kept saturated (closed loop, four batches a lane).
-With several GPUs also: all of them against one, and with the first one loaded by another process
-(LOAD, default "yes"), against the best static split of the same requests.
+Requests of 32 samples each (or of SAMPLES) enter as bytes at `Pipeline.arrived` and leave as bytes
+at the sender: everything but the broker's socket. The path is kept saturated (closed loop, four batches a lane).
+With two GPUs also: both against one, and with the first one loaded by another process.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ import numpy as np
 import pycuda.driver as drv
 
 from edged import v2
+from edged.daemon import SWITCH_INTERVAL_S
 from edged.errors import EdgedError
 from edged.metrics import Metrics
 from edged.protocol import HEADER_LENGTH, OCTET_STREAM, Topics
@@ -43,7 +43,7 @@ from tests.bench.gpu_lanes import lanes_loop
 from tests.bench.gpu_networks import CLASSES, LARGE, MEDIUM, Network, network_plan
 
 BATCH = 32
-SAMPLES = 8
+SAMPLES = int(sys.argv[2]) if len(sys.argv) > 2 else BATCH
 SECONDS = 2.0
 TOPICS = Topics("edged/v1", "bench")
 HAMMER = """
@@ -233,6 +233,7 @@ def hammered(plan: bytes) -> Iterator[None]:
 
 def main() -> None:
     """Measures and writes the JSON."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)  # as the daemon does
     drv.init()
     count = drv.Device.count()
     rows = []

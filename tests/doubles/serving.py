@@ -282,7 +282,7 @@ class Serving:
         return taken
 
 
-def unexpected(*about: object) -> dict[str, Served]:
+def unexpected(*about: object) -> None:
     """No device fails here."""
     raise AssertionError(f"a device failed: {about}")
 

@@ -128,6 +128,31 @@ def test_replies_overtake_but_acknowledgements_do_not() -> None:
     assert [receipt.order for receipt in serving.link.acknowledged] == [1, 2, 3]
 
 
+def test_a_lost_connection_leaves_no_acknowledgement_behind() -> None:
+    """What had ended out of order on the old connection does not upset the order on the new one.
+
+    1. Of two requests the second ends; its acknowledgement waits for the first one's.
+    2. The connection is lost and comes back, and both are delivered again.
+    3. Both are acknowledged on the new connection, in order, and nothing of the old one.
+    """
+    with Serving(ScriptedRunner(1, lanes=3, held=True)) as serving:
+        serving.arrive(body([[1, 2, 3]]))
+        serving.arrive(body([[4, 5, 6]]))
+        serving.runner.wait_running(2)
+        serving.runner.release(1)
+        serving.link.wait_sent(1)
+        serving.link.down()
+        serving.link.up()
+        serving.arrive(body([[1, 2, 3]]))
+        serving.arrive(body([[4, 5, 6]]))
+        serving.runner.release()
+        serving.link.wait(lambda: len(serving.link.acknowledged) == 2)
+    assert [(receipt.epoch, receipt.order) for receipt in serving.link.acknowledged] == [
+        (2, 1),
+        (2, 2),
+    ]
+
+
 def test_not_more_replies_are_out_than_the_broker_takes() -> None:
     """With a window of 2, the third reply goes out when the broker has acknowledged the first."""
     link = ScriptedLink(automatic=False)

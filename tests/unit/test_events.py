@@ -37,7 +37,9 @@ EXAMPLES: tuple[Event, ...] = (
     Disconnected(MOMENT, 12.5, session_kept=True),
     Stopping(MOMENT, 3),
     Result(MOMENT, "digits", "a-1", 200, 1, 2.5, {"logits": [[0.1, 0.9]], "large": None}),
-    Telemetry(MOMENT, 60.0, 0, 0, {"digits": {"cpu": {"phi": 1.0}}}, {"arrivals_total": [{"value": 1}]}),
+    Telemetry(
+        MOMENT, 60.0, 0, 0, {"digits": {"cpu": {"phi": 1.0}}}, {"arrivals_total": [{"value": 1}]}
+    ),
 )
 
 # RFC 3339, section 5.6, in UTC.
