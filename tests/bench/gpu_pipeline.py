@@ -2,8 +2,9 @@
 
     python -m tests.bench.gpu_pipeline RESULT.json [SAMPLES]
 
-Requests of 32 samples each (or of SAMPLES) enter as bytes at `Pipeline.arrived` and leave as bytes
-at the sender: everything but the broker's socket. The path is kept saturated (closed loop, four batches a lane).
+Requests of 32 samples each (or of SAMPLES) enter as bytes at `Pipeline.arrived` and leave as
+bytes at the sender: everything but the broker's socket. The path is kept saturated (closed loop,
+four batches a lane).
 With two GPUs also: both against one, and with the first one loaded by another process.
 """
 

@@ -1,7 +1,7 @@
 """The request path with its devices and engines, as the daemon wires them, on a scripted link.
 
-Engines lie in a real store. `ScriptedHost` loads `ScriptedRunner`s for them; with a real `ModelHost`
-they are run by ONNX Runtime.
+Engines lie in a real store. `ScriptedHost` loads a `ScriptedRunner` for each; with a real
+`ModelHost` they are run by ONNX Runtime.
 """
 
 from __future__ import annotations

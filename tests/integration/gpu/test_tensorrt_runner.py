@@ -221,7 +221,7 @@ def test_too_little_memory_is_said() -> None:
                 while True:
                     taken.append(drv.mem_alloc(size))
     try:
-        with pytest.raises(EngineRefusedError, match="(?i)memory"):
+        with pytest.raises(EngineRefusedError, match=r"(?i)memory"):
             make_medium(plan)
     finally:
         with device.current():
