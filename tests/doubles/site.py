@@ -7,6 +7,7 @@ Engines lie in a real store. `ScriptedHost` loads a `ScriptedRunner` for each; w
 from __future__ import annotations
 
 import hashlib
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from edged.serve.pipeline import Pipeline, Sender, Watchers
 from edged.serve.request import Arrival, Outcome
 from edged.settings import ServeSettings
 from tests.doubles.runner import WAIT_S, ScriptedRunner
-from tests.doubles.serving import MODEL, REPLY, TOPICS, ScriptedLink, ignore
+from tests.doubles.serving import MODEL, REPLY, TOPICS, ScriptedLink, Sent, body, ignore
 
 CURVE = LatencyCurve((1, 4), (0.001, 0.002))
 TWO = ("cpu:0", "cpu:1")
@@ -132,7 +133,8 @@ class Site:
         self.outcomes: list[tuple[Outcome, int]] = []
         self.events: list[Event] = []
         self._changed = threading.Condition()
-        notice = Notice(self._event, lambda: None, lambda _where, _done, _total: None)
+        self._numbers = itertools.count()
+        notice = Notice(self._event, self._note, lambda _where, _done, _total: None)
         self.devices = Devices(host, self.room, self.metrics, notice, RETRY_S)
         self.pipeline = Pipeline(
             Decoder(TOPICS, host.manifest, unavailable=host.refused),
@@ -167,6 +169,19 @@ class Site:
         for runner in runners:
             runner.close()
 
+    def ask(self, count: int = 1, *, model: str = MODEL) -> list[Sent]:
+        """Sends so many requests of one sample, and waits for their answers; in their order."""
+        names = [b"ask %d" % next(self._numbers) for _ in range(count)]
+        for number, name in enumerate(names):
+            self.arrive(body([[number, 0, 1]]), model=model, correlation=name)
+
+        def answers() -> dict[bytes, Sent]:
+            found = {sent.reply.correlation or b"": sent for sent in self.link.sent}
+            return {name: found[name] for name in names if name in found}
+
+        self.link.wait(lambda: len(answers()) == count)
+        return list(answers().values())
+
     def arrive(self, payload: bytes, *, model: str = MODEL, **properties: Any) -> None:
         """A request of QoS 0 comes in; properties are fields of `Arrival`."""
         fields: dict[str, Any] = {"response_topic": REPLY, "content_type": protocol.JSON}
@@ -184,6 +199,20 @@ class Site:
         with self._changed:
             self.events.append(event)
             self._changed.notify_all()
+
+    def _note(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        """Waits until a device's failure or return makes a condition true.
+
+        Raises:
+            TimeoutError: none does in time.
+        """
+        with self._changed:
+            if not self._changed.wait_for(condition, WAIT_S):
+                raise TimeoutError(f"{self.devices!r}, events: {self.events}")
 
     def wait_events(self, kind: type[Kind], count: int = 1) -> list[Kind]:
         """The events of a kind, once there are so many.

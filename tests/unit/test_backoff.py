@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edged.backoff import backoff_s
+from edged.backoff import Backoff, backoff_s
 
 chances = st.floats(0, 1, exclude_max=True)
 seconds = st.floats(0.001, 3600)
@@ -50,3 +50,29 @@ def test_a_fleet_does_not_come_back_at_once() -> None:
 
     assert max(waits) - min(waits) > 14
     assert len(set(waits)) == 100
+
+
+@given(
+    st.floats(0.01, 10), st.floats(1, 10), st.lists(st.floats(0, 1, exclude_max=True), min_size=1)
+)
+def test_back_off_is_bounded_and_grows(
+    shortest: float, factor: float, chances: list[float]
+) -> None:
+    """Each pause is between half its ceiling and its ceiling, which doubles up to the longest."""
+    longest = shortest * factor
+    backoff = Backoff(shortest, longest)
+    for number, chance in enumerate(chances):
+        ceiling = min(longest, shortest * 2.0**number)
+        assert ceiling / 2 <= backoff.pause_s(0.0, chance) <= ceiling
+
+
+def test_back_off_begins_anew_after_a_steady_connection_only() -> None:
+    """A connection shorter than twice the longest pause does not reset it; a longer one does."""
+    backoff = Backoff(1.0, 8.0)
+    pauses = [backoff.pause_s(0.0, 0.0) for _ in range(3)]
+    assert pauses == [0.5, 1.0, 2.0]
+    backoff.connected(100.0)
+    assert backoff.pause_s(115.9, 0.0) == 4.0
+    backoff.connected(200.0)
+    assert backoff.pause_s(216.0, 0.0) == 0.5
+    assert "1 attempts" in repr(backoff)

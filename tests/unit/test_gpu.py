@@ -1,4 +1,4 @@
-"""A device's thread around a scripted runner: what it hands on, when it fails, when it is swapped."""
+"""A device's thread around a scripted runner: what it hands on, and when it fails."""
 
 from __future__ import annotations
 
@@ -101,6 +101,7 @@ def running(served: Served) -> Iterator[Around]:
     finally:
         around.give_work(None)
         around.device.thread.join(PATIENCE_S)
+        served.runner.close()  # so that it has told everything
         assert not around.device.thread.is_alive()
 
 
@@ -235,7 +236,7 @@ def test_an_engine_s_error_is_the_request_s_answer() -> None:
         assert around.told(Completed) == Completed(1, 0.0)
         done = around.told(Done)
         assert (done.error, dict(done.outputs)) == (error, {})
-        assert around.silent()
+    assert around.silent()
 
 
 def test_a_device_s_fault_takes_it_out_and_the_batch_runs_again() -> None:
