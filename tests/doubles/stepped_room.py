@@ -55,6 +55,7 @@ class StepwiseRoom:
         now: monotonic seconds; told by the test.
         room: the real one.
         asleep: devices that sleep, and until when.
+        looked: when each of them looked last.
     """
 
     def __init__(self, timers: Mapping[str, BatchTimer], queue_samples: int = 10**9) -> None:
@@ -63,10 +64,12 @@ class StepwiseRoom:
         self._condition = _Condition()
         self.room._changed = self._condition
         self.asleep: dict[str, float] = {}
+        self.looked: dict[str, float] = {}
 
     def take(self, device: str) -> Work | None:
         """What the device gets now; None if it goes to sleep."""
         self.asleep.pop(device, None)
+        self.looked[device] = self.now
         self.room._alarm = math.inf  # as a thread does when it wakes up
         try:
             work = self.room.take(device)
