@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
@@ -47,6 +48,7 @@ class Fate:
     waiting: set[int]
     running: set[int] = field(default_factory=set)
     ended: set[int] = field(default_factory=set)
+    failures: Counter[int] = field(default_factory=Counter)
 
 
 class Devices(RuleBasedStateMachine):
@@ -115,6 +117,8 @@ class Devices(RuleBasedStateMachine):
             assert part.samples > 0
             assert part.request.deadline > self.stepped.now
             assert part.request.model == batch.model
+            failures = self.fate(part).failures
+            assert {failures[n] for n in range(part.start, part.stop)} == {part.attempt}
             assert part.attempt < MOST_ATTEMPTS
             self.move(part, "waiting", "running")
         ranks = [(part.request.priority, part.request.deadline) for part in batch.parts]
@@ -123,9 +127,13 @@ class Devices(RuleBasedStateMachine):
             if fate.waiting and fate.request.model == batch.model:
                 assert (fate.request.priority, fate.request.deadline) >= ranks[-1]
 
+    def fate(self, part: Part) -> Fate:
+        """Of its request."""
+        return next(each for each in self.fates if each.request is part.request)
+
     def move(self, part: Part, source: str, target: str) -> None:
         """Samples go from one state to the next, each exactly once."""
-        fate = next(each for each in self.fates if each.request is part.request)
+        fate = self.fate(part)
         samples = set(range(part.start, part.stop))
         assert samples <= getattr(fate, source)
         getattr(fate, source).difference_update(samples)
@@ -175,11 +183,14 @@ class Devices(RuleBasedStateMachine):
         if name not in self.out:
             self.out[name] = self.stepped.now + pause_s
             self.room.suspend(name, self.out[name])
+            self.settle()
         self.room.completed(name, batch.model, batch.samples, 0.0)
+        self.settle()
         again = [part for part in batch.parts if part.attempt < MOST_ATTEMPTS - 1]
-        self.room.put_back(again)
         for part in batch.parts:
             self.move(part, "running", "waiting" if part in again else "ended")
+            self.fate(part).failures.update(range(part.start, part.stop))
+        self.room.put_back(again)
         self.settle()
 
     @precondition(lambda self: self.trying)

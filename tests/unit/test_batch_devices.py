@@ -101,7 +101,7 @@ def test_a_device_that_is_out_is_not_relied_on() -> None:
     """The slow one does it then, and is called for it."""
     made = stepped({"fast": CURVE, "slow": SLOW})
     put(made, 3)
-    assert made.take("slow") is None
+    assert made.settle(["slow"]) == []
 
     made.room.suspend("fast", made.now + 1)
 
@@ -242,6 +242,7 @@ def test_what_comes_back_calls_a_sleeping_device() -> None:
 
     made.room.suspend("a", made.now + 1)
     made.room.completed("a", MODEL, 4, 0.0)
+    assert made.settle(["b"]) == []
     made.room.put_back([part])
 
     assert [name for name, _ in made.settle(["b"])] == ["b"]
@@ -263,6 +264,31 @@ def test_a_device_that_is_back_begins_anew() -> None:
     assert made.take("a") is None
     assert set(made.room.timer_states(made.now)) == {MODEL}
     assert set(made.room.timer_states(made.now)[MODEL]) == {"a"}
+
+
+def test_a_device_that_is_back_is_called() -> None:
+    """It need not wait for an arrival."""
+    made = stepped({"a": CURVE})
+    made.room.suspend("a", made.now + 60)
+    put(made, 1)
+    assert made.settle(["a"]) == []
+
+    made.room.add_device("a", 1, {MODEL: BatchTimer(CURVE, CAP)})
+
+    assert [name for name, _ in made.settle(["a"])] == ["a"]
+
+
+def test_a_device_is_called_when_its_model_has_another_engine() -> None:
+    """It looks anew at what waits: the new engine may take smaller batches to be full."""
+    made = stepped({"a": CURVE}, lanes=2, lead_s=0.0)
+    put(made, 8)
+    assert len(made.settle(["a"])) == 1
+    put(made, 4)
+    assert made.settle(["a"]) == []
+
+    made.room.set_model(MODEL, {"a": BatchTimer(CURVE, 4)})
+
+    assert [name for name, _ in made.settle(["a"])] == ["a"]
 
 
 def test_another_rule_admits_from_now_on() -> None:
