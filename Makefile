@@ -45,6 +45,7 @@ engine: $(VENV)/.demo ## build the engine of MODEL= from its calibration samples
 
 verify: $(VENV)/.demo ## compare the built engine of MODEL= with its float model on held-out samples
 	@$(call need_model)
+	$(PY) -m edged build $(MODEL)
 	$(PY) -m edged verify $(MODEL)
 
 models: ## train the bundled models anew (fetches PyTorch into .cache)

@@ -6,9 +6,11 @@ that were not acknowledged are delivered again.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
+import queue
 import signal
 import sys
 import threading
@@ -68,8 +70,17 @@ def serve(settings: Settings, file: Path | None, began: float) -> int:
     """
     logs.configure(settings.log.level, settings.log.format)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    threading.excepthook = _end_process
     sd_notify.notify(status="loading models")
     return Service(settings, file).run(began)
+
+
+def _end_process(fault: threading.ExceptHookArgs) -> None:
+    """A thread of ours, a runner's or the loader's died: no part of the service may go missing."""
+    name = fault.thread.name if fault.thread else "?"
+    log.critical("thread %s died", name, exc_info=fault.exc_value)
+    logging.shutdown()
+    os._exit(os.EX_SOFTWARE)
 
 
 class Service:
@@ -85,13 +96,14 @@ class Service:
         self._room = WaitingRoom({}, Admission(settings.serve.queue_samples).refusal)
         self._down_since: float | None = None
         self._began = time.monotonic()
-        self._woken = threading.Event()
+        # Put from a signal handler: an Event would take a lock that this thread may hold.
+        self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stops = 0
         self._reload = False
         self._engines_due = False
         self._loader: threading.Thread | None = None
         self._devices = devices = Devices(
-            host, self._room, metrics, Notice(self._emit, self._woken.set, self._warming)
+            host, self._room, metrics, Notice(self._emit, self._wake, self._warming)
         )
         limits = Limits(
             settings.serve.max_request_bytes,
@@ -111,7 +123,6 @@ class Service:
             metrics,
             Watchers(self._answered, self._link_changed),
             dead_topic=topics.dead,
-            receive_maximum=settings.broker.receive_maximum,
         )
         pipeline = self._pipeline
         self._link = BrokerLink(
@@ -166,6 +177,7 @@ class Service:
             left = until - time.monotonic()
             if left <= 0:
                 break
+            sd_notify.notify(extend_timeout_s=60)
             self._link.connected.wait(min(left, LOOK_S))
         self._status.change("online")
         self._link.subscribe()
@@ -193,8 +205,7 @@ class Service:
             if not stuck:
                 sd_notify.notify(watchdog=True)
             self._tell_state()
-            self._woken.wait(pause)
-            self._woken.clear()
+            self._sleep(pause)
             if self._reload:
                 self._reload = False
                 self._read_settings_again()
@@ -253,6 +264,15 @@ class Service:
 
     # -------------------------------------------------------------- signals
 
+    def _wake(self) -> None:
+        self._woken.put(None)
+
+    def _sleep(self, seconds: float) -> None:
+        with contextlib.suppress(queue.Empty):
+            self._woken.get(timeout=seconds)
+            while True:
+                self._woken.get_nowait()
+
     def _catch_signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
@@ -264,7 +284,7 @@ class Service:
             self._stops += 1
             if self._stops > 1:
                 os._exit(EX_CUT_OFF)  # asked twice: now
-        self._woken.set()
+        self._wake()
 
     def _read_settings_again(self) -> None:
         """Takes over what may change live, and new engines from the store, in the background."""
@@ -293,7 +313,7 @@ class Service:
         """On the loader thread: engines that are new in the store take over."""
         for event in self._devices.load(lambda: self._stops > 0):
             self._uplink.emit(event)
-        self._woken.set()
+        self._wake()
 
     # -------------------------------------------------------------- status and reports
 

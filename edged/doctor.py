@@ -197,6 +197,7 @@ def _import_apart(module: str) -> tuple[bool, str]:
             errors="replace",
             timeout=_IMPORT_TIMEOUT_S,
             check=False,
+            env=os.environ | {"ORT_DISABLE_TELEMETRY": "1"},
         )
     except (OSError, subprocess.TimeoutExpired) as err:
         return False, str(err)

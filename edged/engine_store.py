@@ -153,7 +153,9 @@ class EngineStore:
                 f"no engine of model {model!r} in the store; build it with: edged build {model}"
             ) from err
         except (OSError, UnicodeDecodeError) as err:
-            raise EngineRefusedError(f"manifest of {model!r} cannot be read: {err}") from err
+            raise EngineRefusedError(
+                f"manifest of {model!r} cannot be read ({getattr(err, 'strerror', 'no UTF-8')})"
+            ) from err
         manifest = _parse_manifest(model, text)
         return Engine(manifest=manifest, path=folder / manifest.file)
 

@@ -68,8 +68,9 @@ class BrokerSettings(_Section):
     """Requests the broker may have outstanding here: its brake when the queue is full."""
     send_window: Annotated[int, Field(ge=1, le=65535)] = 100
     """Replies that may wait for the broker's acknowledgement."""
-    max_packet_bytes: Annotated[int, Field(ge=1024, le=268_435_455)] = 16 * 1024 * 1024
-    """Largest packet the broker may send here."""
+    max_packet_bytes: Annotated[int, Field(ge=1024, le=268_435_455)] = 17 * 1024 * 1024
+    """Largest packet the broker may send here; above max_request_bytes, so that a request that is a
+    little too large is answered so, and not dropped by the broker."""
     connect_timeout_s: Annotated[float, Field(gt=0, le=300)] = 5.0
     backoff_min_s: Annotated[float, Field(gt=0, le=3600)] = 0.5
     backoff_max_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
@@ -86,6 +87,8 @@ class BrokerSettings(_Section):
             )
         if (self.cert_file is None) != (self.key_file is None):
             raise ValueError("cert_file and key_file go together: give both or none")
+        if not self.tls and (self.ca_file or self.cert_file):
+            raise ValueError("ca_file and cert_file are for TLS: set tls = true, or leave them out")
         return self
 
 

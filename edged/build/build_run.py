@@ -38,13 +38,17 @@ class BuildRun:
     progress: Progress
     seconds: dict[str, float] = field(default_factory=dict)
     _furthest: float = 0.0
+    _recipe_digest: str = ""
 
     def __repr__(self) -> str:
         return f"<BuildRun {self.recipe.name}, {len(self.seconds)} stages done>"
 
     def sources(self) -> dict[str, str]:
         """Digests of the files as they are now; ranges.json changes during a build."""
-        return source_digests(self.recipe, self.dataset, self.calib)
+        digests = source_digests(self.recipe, self.dataset, self.calib)
+        # The recipe that this build goes by, even if the file is edited meanwhile.
+        self._recipe_digest = self._recipe_digest or digests["recipe"]
+        return digests | {"recipe": self._recipe_digest}
 
     def tell(self, sentence: str, share: float) -> None:
         """Passes progress on; a second attempt does not go back."""

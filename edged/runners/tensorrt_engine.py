@@ -136,9 +136,10 @@ class TensorRTEngine:
         if strategies is not None:
             config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         cache = config.create_runtime_cache()
-        if self._cache_file is not None and self._cache_file.is_file():
-            # A cache of another version is ignored by the runtime, and written anew.
-            cache.deserialize(self._cache_file.read_bytes())
+        with contextlib.suppress(OSError):  # then it is compiled anew
+            if self._cache_file is not None and self._cache_file.is_file():
+                # A cache of another version is ignored by the runtime, and written anew.
+                cache.deserialize(self._cache_file.read_bytes())
         config.set_runtime_cache(cache)
         return config, cache
 

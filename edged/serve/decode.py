@@ -85,6 +85,7 @@ class Decoder:
         reply_prefixes: beginnings of response topics allowed besides the fleet's own.
         unavailable: names of models that are configured but could not be loaded.
         wall: Unix seconds, for the one deadline that is a date.
+        clock: monotonic seconds, likewise.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Decoder:
         reply_prefixes: Sequence[str] = (),
         unavailable: Container[str] = frozenset(),
         wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._topics = topics
         self._models = models
@@ -103,6 +105,7 @@ class Decoder:
         self._reply_prefixes = tuple(reply_prefixes)
         self._unavailable = unavailable
         self._wall = wall
+        self._clock = clock
 
     def reply_to(self, arrival: Arrival) -> ReplyTo:
         """Where the answer goes, an error's too. Correlation data over the limit is left out.
@@ -244,7 +247,9 @@ class Decoder:
         if timeout_us := _time(parameters, "timeout"):
             stated.append(timeout_us / 1e6)
         if unix_ms := _time(parameters, "deadline_unix_ms"):
-            stated.append(unix_ms / 1e3 - self._wall())
+            # A date: what it leaves is counted from now, not from the arrival.
+            since = self._clock() - arrival.received
+            stated.append(unix_ms / 1e3 - self._wall() + since)
         left = min(stated, default=slo_ms / 1e3)
         return arrival.received + min(left, self._limits.max_deadline_s)
 

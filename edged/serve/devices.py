@@ -155,14 +155,15 @@ class Devices:
         except EdgedError:
             model.close()
             raise
-        self._host.models[name] = model
-        self._host.refused.pop(name, None)
         self.formats[name] = _format(model.manifest)
         if self._devices:
             for device in model.runners:
                 self._devices[device].swap(name, model.served(device))
             lanes = {device: self._devices[device].lanes for device in model.runners}
             self._room.set_model(name, model.timers(), lanes)
+        # Last: from here on requests for it are decoded.
+        self._host.models[name] = model
+        self._host.refused.pop(name, None)
         if old is not None:
             old.close()
 

@@ -223,7 +223,7 @@ class ModelHost:
                 lambda done, total: progress(where, done, total),
             )
             check_golden(engine, runner)
-        except EdgedError:
+        except BaseException:
             runner.close()
             raise
         return runner, curve

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import random
-import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -19,13 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edged.backoff import Backoff
 from edged.metrics import Metrics
+from edged.serve.broker_client import new_client
 from edged.serve.publish_properties import PublishProperties
 from edged.serve.request import Arrival, LinkDown, LinkUp, Receipt, Reply
 from edged.serve.socket_loop import SocketLoop
@@ -37,19 +36,25 @@ SESSION_TAKEN_OVER = 0x8E
 """Reason code of a DISCONNECT (MQTT 5, 3.14.2.1)."""
 
 
+MOST_UNSENT_BYTES = 16 * 1024 * 1024
+"""QoS 0 messages that a slow broker has not read yet; beyond it they are dropped and counted."""
+STATUS_SLOTS = 2
+"""Of the broker's receive maximum, kept free for birth, status and farewell."""
+
+
 @dataclass(frozen=True)
 class LinkHandlers:
     """Whom the link tells. All are called on the ``mqtt-net`` thread and must not wait.
 
     Attributes:
         arrived: a PUBLISH came; False: it could not be taken over and will not be acknowledged.
-        delivered: the broker acknowledged the PUBLISH with this packet identifier.
+        delivered: (packet identifier of a QoS 1 PUBLISH of ours, whether the broker took it).
         changed: the connection came or went.
         status: retained status document: (state, session number) -> payload.
     """
 
     arrived: Callable[[Arrival], bool]
-    delivered: Callable[[int], None]
+    delivered: Callable[[int, bool], None]
     changed: Callable[[LinkUp | LinkDown], None]
     status: Callable[[str, int], bytes]
 
@@ -84,8 +89,12 @@ class BrokerLink:
         self.connected = threading.Event()
         self._order = 0
         self._max_packet_bytes = 0
-        self._said_down = False
+        self._said_down = ""
         self._subscribing = True
+        self._birth_due = False
+        self._said_rejected = False
+        self._unacknowledged: set[int] = set()  # identifiers of our QoS 1 messages
+        self._unsent_bytes = 0
         self._was_connected = False
         self._backoff = Backoff(settings.backoff_min_s, settings.backoff_max_s)
         self._stop = threading.Event()
@@ -147,14 +156,15 @@ class BrokerLink:
         """Hands a reply over for sending; never waits.
 
         Returns:
-            The packet identifier that ``delivered`` will name; None if it was not taken (QoS 0
-            without a connection, no topic name, or larger than the broker takes). A broker ends the
-            connection over the last two, and again each time they are sent again.
+            The packet identifier that ``delivered`` will name; None if it was not taken: QoS 0
+            without a connection or behind too much unsent, no topic name, or too large a packet.
         """
         try:
             properties = PublishProperties(reply)
             self._check(reply, len(properties.pack()))
             with self._loop.lock:
+                if not reply.qos and not self._takes(len(reply.payload)):
+                    return None
                 info = self._client.publish(
                     reply.topic,
                     reply.payload,
@@ -162,13 +172,22 @@ class BrokerLink:
                     reply.retain,
                     properties,  # type: ignore[arg-type]  # paho only packs it
                 )
+                if reply.qos:
+                    self._unacknowledged.add(info.mid)
                 self._loop.write()
         except ValueError as err:
-            log.warning("not published: %s", err, extra={"topic": reply.topic})
+            log.info("not published: %s", err, extra={"topic": reply.topic})
             return None
         if info.rc == paho.MQTT_ERR_SUCCESS or (reply.qos and info.rc == paho.MQTT_ERR_NO_CONN):
             return info.mid
         return None
+
+    def _takes(self, size: int) -> bool:
+        """Whether more may be queued for a broker that reads slowly: QoS 0 has no window."""
+        if not self._client.want_write():
+            self._unsent_bytes = 0
+        self._unsent_bytes += size
+        return self._unsent_bytes <= MOST_UNSENT_BYTES or self._unsent_bytes == size
 
     def _check(self, reply: Reply, property_bytes: int) -> None:
         if not reply.topic:
@@ -191,28 +210,7 @@ class BrokerLink:
     # -------------------------------------------------------------- the network thread
 
     def _make_client(self, client_id: str) -> paho.Client:
-        settings = self._settings
-        client = paho.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=client_id,
-            protocol=paho.MQTTv5,
-            manual_ack=True,
-            reconnect_on_failure=False,
-        )
-        client.connect_timeout = settings.connect_timeout_s
-        client.max_inflight_messages_set(65535)  # the window is ours, see publish.py
-        if settings.username is not None:
-            password = settings.password
-            client.username_pw_set(
-                settings.username, password.get_secret_value() if password else None
-            )
-        if settings.tls:
-            context = ssl.create_default_context(
-                cafile=str(settings.ca_file) if settings.ca_file else None
-            )
-            if settings.cert_file:
-                context.load_cert_chain(settings.cert_file, settings.key_file)
-            client.tls_set_context(context)
+        client = new_client(self._settings, client_id)
         client.on_connect = self._guarded(self._on_connect)
         client.on_message = self._guarded(self._on_message)
         client.on_publish = self._guarded(self._on_publish)
@@ -234,7 +232,7 @@ class BrokerLink:
         while not self._stop.is_set():
             try:
                 self._connect()
-                self._loop.exchange()
+                self._loop.exchange(self._give_birth)
             except OSError as err:
                 self._say_down(str(err) or type(err).__name__)
             except Exception as err:
@@ -276,8 +274,8 @@ class BrokerLink:
         )
 
     def _say_down(self, reason: str) -> None:
-        if not self._said_down and not self._stop.is_set():
-            self._said_down = True
+        if reason != self._said_down and not self._stop.is_set():
+            self._said_down = reason
             log.warning(
                 "no broker at %s:%d (%s); trying again until there is one",
                 self._settings.host,
@@ -303,7 +301,8 @@ class BrokerLink:
             self._client.disconnect()
             return
         self._backoff.connected(time.monotonic())
-        self._said_down = False
+        self._said_down = ""
+        self._said_rejected = False
         offered = getattr(properties, "ReceiveMaximum", 65535)
         self._max_packet_bytes = getattr(properties, "MaximumPacketSize", 0)
         self.connected.set()
@@ -320,15 +319,21 @@ class BrokerLink:
             LinkUp(
                 self.epoch,
                 flags.session_present,
-                min(self._settings.send_window, offered),
+                max(1, min(self._settings.send_window, offered - STATUS_SLOTS)),
                 self._max_packet_bytes,
             )
         )
         if self._subscribing:
             self._client.subscribe([(topic, 1) for topic in self._subscriptions])
-        self._client.publish(
-            self._status_topic, self._handlers.status("online", self.epoch), qos=1, retain=True
-        )
+        self._birth_due = True
+
+    def _give_birth(self) -> None:
+        """Publishes the status after what paho sends again: an older one among it would win."""
+        if self._birth_due:
+            self._birth_due = False
+            self._client.publish(
+                self._status_topic, self._handlers.status("online", self.epoch), qos=1, retain=True
+            )
 
     def _on_subscribe(
         self, _client: paho.Client, _userdata: object, _mid: int,
@@ -371,8 +376,12 @@ class BrokerLink:
     ) -> None:  # fmt: skip
         if reason.is_failure:
             self._metrics.count("replies_rejected_total")
-            log.warning("the broker rejected a message of ours: %s", reason)
-        self._handlers.delivered(mid)
+            if not self._said_rejected:
+                self._said_rejected = True
+                log.warning("the broker rejects messages of ours: %s", reason)
+        if mid in self._unacknowledged:  # paho tells of QoS 0 too, whose identifiers mean nothing
+            self._unacknowledged.discard(mid)
+            self._handlers.delivered(mid, not reason.is_failure)
 
     def _on_disconnect(
         self, _client: paho.Client, _userdata: object, _flags: paho.DisconnectFlags,
@@ -386,5 +395,5 @@ class BrokerLink:
             self._lost(str(reason))
 
 
-def _properties(packet_type: int) -> Properties:
-    return Properties(packet_type)  # type: ignore[no-untyped-call]  # paho has no types here
+def _properties(packet: int) -> Properties:
+    return Properties(packet)  # type: ignore[no-untyped-call]  # paho has no types here

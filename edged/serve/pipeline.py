@@ -39,6 +39,7 @@ from edged.serve.request import (
     Outcome,
     Part,
     Receipt,
+    Rejected,
     Reply,
     ReplyFormat,
     ReplyTo,
@@ -49,15 +50,16 @@ from edged.serve.request import (
 log = logging.getLogger(__name__)
 
 ARRIVALS = 1024
-"""Length of the arrivals queue for QoS 0; QoS 1 has the broker's receive maximum on top."""
+"""QoS 0 requests that wait to be decoded."""
+ARRIVAL_BYTES = 256 * 1024 * 1024
+"""Bodies that wait to be decoded; QoS 1 may fill as much again, as mosquitto 2.0.11 does not keep
+to our receive maximum while acknowledgements flow."""
 SLOTS = 256
 """Outcomes and batches that may wait for the reply thread."""
 NON_FINITE = "the engine's answer holds NaN or infinity; look at the values that were sent"
 BACKLOG = 1024
 """Replies that may wait for the broker before intake and devices are held back."""
-
-
-Item: TypeAlias = Outcome | Done | Unanswerable | LinkUp | LinkDown | int
+Item: TypeAlias = Outcome | Done | Unanswerable | Rejected | LinkUp | LinkDown | int
 """What the reply thread is told; an int is the packet identifier of a delivery."""
 
 
@@ -97,7 +99,6 @@ class Pipeline:
         metrics: counters.
         watchers: who else wants to know.
         dead_topic: where requests are named that nobody can be answered for.
-        receive_maximum: requests that the broker may have outstanding here.
     """
 
     def __init__(
@@ -109,7 +110,6 @@ class Pipeline:
         watchers: Watchers,
         *,
         dead_topic: str,
-        receive_maximum: int,
     ) -> None:
         self._decoder = decoder
         self._formats = formats
@@ -120,7 +120,6 @@ class Pipeline:
         self._watchers = watchers
         self._devices: tuple[Device, ...] = ()
         self._arrivals: queue.SimpleQueue[Arrival | None] = queue.SimpleQueue()
-        self._receive_maximum = receive_maximum
         self._inbox: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
         self._slots = threading.Semaphore(SLOTS)
         self._owed = 0  # slots taken up, given back once the backlog is short
@@ -128,6 +127,8 @@ class Pipeline:
         self._sender: Sender | None = None
         self._publisher = Publisher(PublisherPorts(self._send, self._acknowledge, self._ended))
         self._accepted = 0  # written by mqtt-net alone
+        self._bytes_in = 0  # likewise
+        self._bytes_out = 0  # written by intake alone
         self._finished = 0  # written by reply alone
         self._connected = False
         self._draining = False
@@ -197,21 +198,28 @@ class Pipeline:
     def arrived(self, arrival: Arrival) -> bool:
         """Takes a PUBLISH over; False if there is no room, which is counted.
 
-        QoS 0 is lost then. QoS 1 only meets a full queue if the broker ignores our receive maximum;
-        it gets no acknowledgement, so the broker delivers it again on the next connection.
+        QoS 0 is lost then. QoS 1 gets no acknowledgement, so the broker delivers it again on the
+        next connection; while the service drains that is where it is left.
         """
         self._metrics.count("arrivals_total")
-        room = ARRIVALS + (self._receive_maximum if arrival.receipt.qos else 0)
-        if self._arrivals.qsize() >= room:
+        qos, size = arrival.receipt.qos, len(arrival.payload)
+        held = self._bytes_in - self._bytes_out
+        # In number, QoS 1 is bounded by the packet identifiers. One always fits.
+        full = bool(held) and held + size > ARRIVAL_BYTES * (1 + qos)
+        if qos and self._draining:
+            self._metrics.count("arrivals_dropped_total", "draining")
+            return False
+        if full or (not qos and self._arrivals.qsize() >= ARRIVALS):
             self._metrics.count("arrivals_dropped_total", "arrivals_full")
             return False
         self._accepted += 1
+        self._bytes_in += size
         self._arrivals.put(arrival)
         return True
 
-    def delivered(self, mid: int) -> None:
-        """The broker acknowledged a PUBLISH of ours."""
-        self._inbox.put(mid)
+    def delivered(self, mid: int, accepted: bool = True) -> None:  # noqa: FBT001, FBT002  # a plain fact
+        """The broker acknowledged a PUBLISH of ours, or rejected it."""
+        self._inbox.put(mid if accepted else Rejected(mid))
 
     def link_changed(self, change: LinkUp | LinkDown) -> None:
         """The connection came or went."""
@@ -223,6 +231,7 @@ class Pipeline:
         while (arrival := self._arrivals.get()) is not None:
             self._busy_since["intake"] = time.monotonic()
             self._take_in(arrival)
+            self._bytes_out += len(arrival.payload)
             self._busy_since.pop("intake", None)
 
     def _take_in(self, arrival: Arrival) -> None:
@@ -235,6 +244,10 @@ class Pipeline:
                 content_type=protocol.JSON,
             )
             self._hand_over(Unanswerable(arrival.receipt, err.code, letter))
+            return
+        except Exception:
+            log.exception("a request could not be read", extra={"topic": arrival.topic[:200]})
+            self._hand_over(Unanswerable(arrival.receipt, InternalError.code))
             return
         request = None
         try:
@@ -298,6 +311,8 @@ class Pipeline:
             self._answer(item)
         elif isinstance(item, int):
             self._publisher.delivered(item)
+        elif isinstance(item, Rejected):
+            self._publisher.rejected(item.mid)
         elif isinstance(item, Unanswerable):
             self._drop(item)
         else:

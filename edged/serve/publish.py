@@ -117,6 +117,13 @@ class Publisher:
             self._end(outcome, sent=True)
             self._flush()
 
+    def rejected(self, mid: int) -> None:
+        """The broker refused a PUBLISH of ours: a reply in it is lost, and counted as such."""
+        outcome = self._sent.pop(mid, None)
+        if outcome is not None:
+            self._end(outcome, sent=False)
+            self._flush()
+
     def dropped(self, receipt: Receipt) -> None:
         """An arrival ended without any reply; it must not hold up the order."""
         self._acknowledge(receipt)

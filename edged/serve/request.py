@@ -303,6 +303,13 @@ class Unanswerable:
 
 
 @dataclass(frozen=True, slots=True)
+class Rejected:
+    """The broker refused a PUBLISH of ours, by its packet identifier."""
+
+    mid: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReplyFormat:
     """What the replies of one model carry.
 

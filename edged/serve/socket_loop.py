@@ -11,6 +11,7 @@ import os
 import select
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -47,8 +48,15 @@ class SocketLoop:
         """Makes the network thread look, and send what is queued."""
         os.eventfd_write(self._wake, 1)
 
-    def exchange(self) -> None:
-        """Reads, writes and keeps alive until the connection ends: the network thread's work."""
+    def exchange(self, turn: Callable[[], None]) -> None:
+        """Reads, writes and keeps alive until the connection ends: the network thread's work.
+
+        Reading holds the lock too: paho writes while it handles a CONNACK, and a TLS socket may
+        not be read and written at once.
+
+        Args:
+            turn: called after each reading, with the lock held; it may publish.
+        """
         client = self._client
         poll = select.poll()
         poll.register(self._wake, select.POLLIN)
@@ -58,12 +66,13 @@ class SocketLoop:
             events = dict(poll.poll(0 if pending and pending() else LOOP_S * 1e3))
             if events.pop(self._wake, 0):
                 os.eventfd_read(self._wake)
-            if (events or (pending and pending())) and client.loop_read():
-                return
             with self.lock:
+                if (events or (pending and pending())) and client.loop_read():
+                    return
+                turn()
                 written = client.loop_write() if client.want_write() else paho.MQTT_ERR_SUCCESS
-            if written or client.loop_misc():
-                return
+                if written or client.loop_misc():
+                    return
 
 
 def _no_delay(_client: paho.Client, _userdata: object, sock: Any) -> None:

@@ -92,7 +92,6 @@ class RequestPath:
             Metrics(),
             Watchers(lambda _outcome, _status: None, lambda _change: None),
             dead_topic=TOPICS.dead,
-            receive_maximum=1024,
         )
         self.done = {name: [0, 0.0] for name in runners}
         devices = []

@@ -40,7 +40,7 @@ class Heard:
             raise RuntimeError("a fault in a handler")
         return self._keep(self.arrivals.append, arrival)
 
-    def _delivered(self, mid: int) -> None:
+    def _delivered(self, mid: int, _accepted: bool) -> None:  # noqa: FBT001  # the interface
         self._keep(self.delivered.append, mid)
 
     def _link(self, change: LinkUp | LinkDown) -> None:

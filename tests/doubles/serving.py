@@ -190,7 +190,6 @@ class Load:
     """What the room and the pipeline are built with."""
 
     queue_samples: int = 1024
-    receive_maximum: int = 256
     started: bool = True
     decoder_models: Mapping[str, ScriptedModel] = field(
         default_factory=lambda: {MODEL: ScriptedModel()}
@@ -224,7 +223,6 @@ class Serving:
             self.metrics,
             Watchers(lambda outcome, status: self.answered.append((outcome, status)), ignore),
             dead_topic=TOPICS.dead,
-            receive_maximum=load.receive_maximum,
         )
         self.link.pipeline = self.pipeline
         self._started = load.started

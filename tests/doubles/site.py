@@ -143,7 +143,6 @@ class Site:
             self.metrics,
             Watchers(lambda outcome, status: self.outcomes.append((outcome, status)), ignore),
             dead_topic=TOPICS.dead,
-            receive_maximum=65_535,
         )
         self.link.pipeline = self.pipeline
 

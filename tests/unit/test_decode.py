@@ -67,6 +67,7 @@ DECODER = Decoder(
     reply_prefixes=("site/",),
     unavailable={"broken"},
     wall=lambda: WALL,
+    clock=lambda: 100.5,
 )
 
 
@@ -189,8 +190,9 @@ DEADLINES: dict[str, tuple[Change, Change, float]] = {
     "deadline-ms": ({"user": {"deadline-ms": "12.5"}}, {}, 0.0125),
     "timeout in microseconds": ({}, {"timeout": 250_000}, 0.25),
     "no timeout": ({}, {"timeout": 0}, 0.5),
-    "date": ({}, {"deadline_unix_ms": int(WALL * 1000) + 3000}, 3),
-    "date that passed": ({}, {"deadline_unix_ms": int(WALL * 1000) - 3000}, -3),
+    # Half a second went by between arrival and decoding.
+    "date": ({}, {"deadline_unix_ms": int(WALL * 1000) + 3000}, 3.5),
+    "date that passed": ({}, {"deadline_unix_ms": int(WALL * 1000) - 3000}, -2.5),
     "earliest": ({"expiry_s": 7, "user": {"deadline-ms": "900"}}, {"timeout": 800_000}, 0.8),
     "cut": ({"expiry_s": 4_000_000_000}, {}, 60),
 }

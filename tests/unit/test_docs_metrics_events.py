@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edged.daemon import RESULT_VALUES
-from edged.errors import BadResponseTopicError, NoResponseTopicError
+from edged.errors import BadResponseTopicError, InternalError, NoResponseTopicError
 from edged.events import EVENTS, Event, Stopping, Telemetry, cloud_event, json_bytes
 from edged.latency import LatencyCurve
 from edged.metrics import METRICS, SAMPLES, SECONDS, Metrics
@@ -86,8 +86,9 @@ def test_every_reason_for_a_drop_is_explained() -> None:
 
     told = {row[0].strip("`") for row in rows(table)}
 
-    assert written == {"arrivals_full", "unsent"}
-    assert told == written | {NoResponseTopicError.code, BadResponseTopicError.code}
+    assert written == {"arrivals_full", "draining", "unsent"}
+    named = {NoResponseTopicError.code, BadResponseTopicError.code, InternalError.code}
+    assert told == written | named
 
 
 def test_the_buckets_are_the_code_s() -> None:

@@ -30,8 +30,8 @@ FIELDS = [(section, field) for section, fields in SECTIONS.items() for field in 
 
 # Fields whose default is no value; the example file shows one that is made up.
 MADE_UP = {
-    "device.name", "broker.username", "broker.password", "broker.ca_file", "broker.cert_file",
-    "broker.key_file", "serve.models", "serve.reply_prefixes",
+    "device.name", "broker.username", "broker.password", "broker.tls", "broker.ca_file",
+    "broker.cert_file", "broker.key_file", "serve.models", "serve.reply_prefixes",
 }  # fmt: skip
 
 
