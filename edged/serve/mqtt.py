@@ -38,8 +38,6 @@ SESSION_TAKEN_OVER = 0x8E
 
 MOST_UNSENT_BYTES = 16 * 1024 * 1024
 """QoS 0 messages that a slow broker has not read yet; beyond it they are dropped and counted."""
-STATUS_SLOTS = 2
-"""Of the broker's receive maximum, kept free for birth, status and farewell."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ class BrokerLink:
         self.connected = threading.Event()
         self._order = 0
         self._max_packet_bytes = 0
-        self._said_down = ""
+        self._said_down = False
         self._subscribing = True
         self._birth_due = False
         self._said_rejected = False
@@ -176,7 +174,7 @@ class BrokerLink:
                     self._unacknowledged.add(info.mid)
                 self._loop.write()
         except ValueError as err:
-            log.info("not published: %s", err, extra={"topic": reply.topic})
+            log.warning("not published: %s", err, extra={"topic": reply.topic})
             return None
         if info.rc == paho.MQTT_ERR_SUCCESS or (reply.qos and info.rc == paho.MQTT_ERR_NO_CONN):
             return info.mid
@@ -274,8 +272,8 @@ class BrokerLink:
         )
 
     def _say_down(self, reason: str) -> None:
-        if reason != self._said_down and not self._stop.is_set():
-            self._said_down = reason
+        if not self._said_down and not self._stop.is_set():
+            self._said_down = True
             log.warning(
                 "no broker at %s:%d (%s); trying again until there is one",
                 self._settings.host,
@@ -301,7 +299,7 @@ class BrokerLink:
             self._client.disconnect()
             return
         self._backoff.connected(time.monotonic())
-        self._said_down = ""
+        self._said_down = False
         self._said_rejected = False
         offered = getattr(properties, "ReceiveMaximum", 65535)
         self._max_packet_bytes = getattr(properties, "MaximumPacketSize", 0)
@@ -319,7 +317,7 @@ class BrokerLink:
             LinkUp(
                 self.epoch,
                 flags.session_present,
-                max(1, min(self._settings.send_window, offered - STATUS_SLOTS)),
+                min(self._settings.send_window, offered),
                 self._max_packet_bytes,
             )
         )
@@ -331,9 +329,9 @@ class BrokerLink:
         """Publishes the status after what paho sends again: an older one among it would win."""
         if self._birth_due:
             self._birth_due = False
-            self._client.publish(
-                self._status_topic, self._handlers.status("online", self.epoch), qos=1, retain=True
-            )
+            born = self._handlers.status("online", self.epoch)
+            info = self._client.publish(self._status_topic, born, qos=1, retain=True)
+            self._unacknowledged.add(info.mid)
 
     def _on_subscribe(
         self, _client: paho.Client, _userdata: object, _mid: int,

@@ -31,7 +31,7 @@ class SocketLoop:
     """
 
     def __init__(self, client: paho.Client) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a callback may publish
         self._client = client
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         client.on_socket_open = _no_delay
