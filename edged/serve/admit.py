@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edged.errors import (
-    DrainingError,
-    EdgedError,
-    ExpiredError,
-    PayloadTooLargeError,
-    QueueFullError,
-)
+from edged.errors import DrainingError, EdgedError, ExpiredError, QueueFullError
 from edged.serve.request import Request
 
 
@@ -44,11 +38,6 @@ class Admission:
         if request.deadline <= now:
             late_ms = round((now - request.deadline) * 1e3)
             return ExpiredError(f"the request was {late_ms} ms past its deadline when it was read")
-        if request.samples > self.queue_samples:
-            return PayloadTooLargeError(
-                f"the request has {request.samples} samples, but at most {self.queue_samples} may "
-                "wait (serve.queue_samples); send several requests"
-            )
         if waiting + request.samples > self.queue_samples:
             return QueueFullError(
                 f"{waiting} samples wait for model {request.model!r} and this request has "

@@ -158,7 +158,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("no image", "bad_image", {"payload": b"\x89PNG\r\n\x1a\n", "content_type": protocol.PNG}),
     ("too many bytes", "payload_too_large", {"payload": b"{" + b" " * 40_000}),
     ("too many samples", "payload_too_large", samples(401)),
-    ("no room", "payload_too_large", samples(301)),
+    ("no room", "queue_full", samples(301)),
     ("already late", "expired",
      {"payload": digits.json_body(IMAGE, parameters={"deadline_unix_ms": 1})}),
     ("answer too large", "reply_too_large",

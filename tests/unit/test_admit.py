@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edged.errors import DrainingError, ExpiredError, PayloadTooLargeError, QueueFullError
+from edged.errors import DrainingError, ExpiredError, QueueFullError
 from edged.serve.admit import Admission
 from edged.serve.request import Priority, Receipt, ReplyTo, Request
 
@@ -35,7 +35,7 @@ def test_what_fits_is_let_in(samples: int, waiting: int) -> None:
     assert RULE.refusal(request, NOW, waiting=waiting, drain_s=1.0, draining=False) is None
 
 
-@pytest.mark.parametrize(("samples", "waiting"), [(10, 1), (1, 10), (5, 6)])
+@pytest.mark.parametrize(("samples", "waiting"), [(11, 0), (1, 10), (5, 6)])
 def test_what_does_not_fit_is_told_when_to_come_again(samples: int, waiting: int) -> None:
     """The refusal says how many wait, how many are allowed, and when there should be room."""
     request = make_request(samples)
@@ -52,18 +52,10 @@ def test_what_does_not_fit_is_told_when_to_come_again(samples: int, waiting: int
 
 def test_retry_is_never_at_once() -> None:
     """A requester that obeys does not spin."""
-    refusal = RULE.refusal(make_request(10), NOW, waiting=1, drain_s=0.0, draining=False)
+    refusal = RULE.refusal(make_request(11), NOW, waiting=0, drain_s=0.0, draining=False)
 
     assert refusal is not None
     assert refusal.retry_after_ms == 1
-
-
-def test_what_can_never_fit_is_not_told_to_come_again() -> None:
-    """A request larger than the queue is the sender's to split."""
-    refusal = RULE.refusal(make_request(11), NOW, waiting=0, drain_s=0.0, draining=False)
-
-    assert isinstance(refusal, PayloadTooLargeError)
-    assert not refusal.retryable
 
 
 @pytest.mark.parametrize(("left_s", "late_ms"), [(0.0, 0), (-0.25, 250)])

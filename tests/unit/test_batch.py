@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from edged.errors import ExpiredError, PayloadTooLargeError
+from edged.errors import ExpiredError, QueueFullError
 from edged.latency import LatencyCurve
 from edged.serve.admit import Admission
 from edged.serve.batch import WaitingRoom
@@ -255,7 +255,7 @@ def test_a_refused_request_leaves_no_trace() -> None:
     """Neither the queue nor the arrival estimate knows of a request that was not let in."""
     sleeper = Sleeper()
 
-    with pytest.raises(PayloadTooLargeError):
+    with pytest.raises(QueueFullError):
         sleeper.room.put(make_request(101))
 
     assert sleeper.room.samples == 0
