@@ -140,3 +140,16 @@ def test_ack_queue_says_what_it_waits_for() -> None:
     assert acks.finished(Receipt(3, 0, 0, 0)) == []
     assert acks.finished(Receipt(2, 1, 7, 1)) == []
     assert acks.finished(Receipt(3, 1, 7, 1)) == [Receipt(3, 1, 7, 1), second]
+
+
+def test_a_reply_that_the_broker_rejects_counts_as_lost() -> None:
+    """It ends unsent, makes room in the window, and does not hold up the acknowledgements."""
+    link = Link()
+    link.publisher.connected(1, 1)
+    link.reply(1)
+    link.reply(2)
+    assert link.take_said() == [("send", "1")]
+
+    link.publisher.rejected(1)
+
+    assert link.take_said() == [("unsent", 1), ("acknowledge", 1), ("send", "2")]
