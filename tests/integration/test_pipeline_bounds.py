@@ -60,6 +60,19 @@ def test_qos_1_finds_room_when_qos_0_has_filled_the_queue() -> None:
     assert serving.pipeline.outstanding == 0
 
 
+def test_qos_1_is_left_to_the_broker_while_the_service_drains() -> None:
+    """It is neither answered nor acknowledged, so the next start gets it; QoS 0 is told."""
+    with Serving(ScriptedRunner()) as serving:
+        assert serving.pipeline.drain(0) == 0
+
+        assert not serving.arrive(BAD)
+        assert serving.arrive(BAD, qos=0)
+        assert len(serving.link.wait_sent(1)) == 1
+
+        assert serving.link.acknowledged == []
+        assert serving.metrics.value("arrivals_dropped_total", "draining") == 1
+
+
 def test_a_broker_that_takes_no_replies_holds_intake_back() -> None:
     """Replies that wait are bounded; intake stops, and all are answered when the broker goes on."""
     link = ScriptedLink(automatic=False)
