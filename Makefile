@@ -58,6 +58,17 @@ bench: $(VENV)/.dev ## measure latency against a bare MQTT echo, start-up and me
 	@mkdir -p $(dir $(BENCH_JSON))
 	$(PY) tests/bench/one_at_a_time.py $(BENCH_JSON)
 
+.PHONY: bench-outbox
+bench-outbox: $(VENV)/.dev ## measure the outbox: rates, a day offline, a thousand times kill -9; JSON into .cache
+	@mkdir -p .cache
+	$(PY) -m tests.bench.outbox_kills --kills 1000 .cache/outbox_kills.json
+	$(PY) -m tests.bench.outbox --folder .cache .cache/outbox.json
+
+.PHONY: bench-reporting
+bench-reporting: $(VENV)/.dev ## measure what reporting costs a request, a desired change, a backlog; JSON into .cache
+	@mkdir -p .cache
+	$(PY) tests/bench/reporting.py .cache/reporting.json
+
 # ------------------------------------------------------------------------------ work on it
 
 .PHONY: setup check fix format-check lint types layers test test-integration test-e2e test-gpu

@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_infer,
         _add_bench,
         _add_doctor,
+        _add_outbox,
         _add_demo,
     ):
         add(commands)
@@ -97,6 +98,26 @@ def _serve(options: argparse.Namespace) -> int:
     from edged.daemon import serve
 
     return serve(_settings(options), options.config, _BEGAN)
+
+
+def _add_outbox(commands: Any) -> None:
+    parser = commands.add_parser("outbox", help="say what waits to be reported, or was refused")
+    parser.add_argument("--path", type=Path, help="folder of the outbox (outbox.path)")
+    parser.add_argument(
+        "--requeue", metavar="ID", help="send messages in quarantine again: ids with commas, or all"
+    )
+    parser.add_argument("--export", metavar="FILE", help="write all as JSON lines; - is stdout")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.set_defaults(run=_outbox)
+
+
+def _outbox(options: argparse.Namespace) -> int:
+    from edged import outbox_command
+
+    folder = options.path or _settings(options).outbox.path
+    return outbox_command.run(
+        outbox_command.OutboxOptions(folder, options.requeue, options.export, options.json)
+    )
 
 
 def _add_doctor(commands: Any) -> None:

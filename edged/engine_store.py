@@ -142,10 +142,25 @@ class EngineStore:
         Raises:
             EngineRefusedError: none is installed, or its manifest is unreadable.
         """
+        return self._linked(model, "current")
+
+    def versions(self, model: str) -> dict[str, Engine]:
+        """The engines of a model that are there: version, 12 digits of its key, to engine.
+
+        The current one comes first; one that cannot be read is left out.
+        """
+        found: dict[str, Engine] = {}
+        for link in ("current", "previous"):
+            with contextlib.suppress(EngineRefusedError):
+                engine = self._linked(model, link)
+                found.setdefault(engine.manifest.key[:12], engine)
+        return found
+
+    def _linked(self, model: str, link: str) -> Engine:
         if not re.fullmatch(MODEL_NAME, model, re.ASCII):
             raise EngineRefusedError(f"{model[:80]!r} is no model name; allowed: {MODEL_NAME}")
         # Resolved once: manifest and engine are of one folder even while another one is installed.
-        folder = (self.root / model / BUILT / "current").resolve()
+        folder = (self.root / model / BUILT / link).resolve()
         try:
             text = (folder / "manifest.json").read_text(encoding="utf-8")
         except FileNotFoundError as err:

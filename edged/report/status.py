@@ -31,6 +31,11 @@ class Status:
         return f"<Status {self._state} {self._progress}>".replace(" >", ">")
 
     @property
+    def boot_id(self) -> str:
+        """Identifies this run of the service."""
+        return self._boot_id
+
+    @property
     def state(self) -> str:
         """One of `edged.protocol.STATES`."""
         return self._state

@@ -132,6 +132,7 @@ class ModelHost:
     settings: ServeSettings
     models: dict[str, ReadyModel] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    _hurried: dict[str, tuple[Manifest, Manifest]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<ModelHost {sorted(self.models)}, refused {sorted(self.refused)}>"
@@ -141,9 +142,18 @@ class ModelHost:
         return self.settings.models or tuple(self.store.models())
 
     def manifest(self, name: str) -> Manifest | None:
-        """Of a model that is served, else None."""
+        """Of a model that is served, else None; with the deadline of ``serve.slo_ms``, if any."""
         model = self.models.get(name)
-        return model.manifest if model else None
+        if model is None:
+            return None
+        wanted = self.settings.slo_ms.get(name)
+        if wanted is None:
+            return model.manifest
+        known = self._hurried.get(name)
+        if known is None or known[0] is not model.manifest or known[1].slo_ms != wanted:
+            known = (model.manifest, model.manifest.model_copy(update={"slo_ms": wanted}))
+            self._hurried[name] = known
+        return known[1]
 
     def devices(self) -> list[str]:
         """All devices in use, sorted."""
@@ -161,17 +171,17 @@ class ModelHost:
         return {name: BatchTimer(curve, cap[name]) for name, curve in curves.items()}
 
     def load(self, name: str, progress: Progress) -> ReadyModel | None:
-        """Loads a model's current engine on its devices, unless it is served already.
+        """Loads the engine that the settings ask for on its devices, unless it serves already.
 
         A device that refuses it is left out as long as another one takes it.
 
         Returns:
-            The model, not served yet; None if the engine that serves is the current one.
+            The model, not served yet; None if that engine is the one that serves.
 
         Raises:
             EdgedError: no device takes it; the message says why.
         """
-        engine = self.store.current(name)
+        engine = self._engine(name)
         serving = self.models.get(name)
         if serving is not None and serving.manifest.key == engine.manifest.key:
             return None
@@ -190,6 +200,22 @@ class ModelHost:
             {device: runner for device, (runner, _) in ready.items()},
             {device: curve for device, (_, curve) in ready.items()},
         )
+
+    def _engine(self, name: str) -> Engine:
+        """The version that ``serve.versions`` asks for, else the one that was installed last."""
+        version = self.settings.versions.get(name)
+        if version is None:
+            return self.store.current(name)
+        known = self.store.versions(name)
+        if version in known:
+            return known[version]
+        log.warning(
+            "model %s: version %s (serve.versions) is not in the store any more; the engine that "
+            "was installed last is used",
+            name,
+            version,
+        )
+        return self.store.current(name)
 
     def renew(self, device: str, progress: Progress) -> dict[str, Served]:
         """Loads everything of a device anew after it failed: the engines that serve, no newer ones.

@@ -24,11 +24,11 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edged.backoff import Backoff
 from edged.metrics import Metrics
-from edged.serve.broker_client import new_client
+from edged.mqtt_client import new_client
 from edged.serve.publish_properties import PublishProperties
 from edged.serve.request import Arrival, LinkDown, LinkUp, Receipt, Reply
-from edged.serve.socket_loop import SocketLoop
 from edged.settings import BrokerSettings
+from edged.socket_loop import SocketLoop
 
 log = logging.getLogger(__name__)
 

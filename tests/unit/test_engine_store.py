@@ -214,3 +214,16 @@ def test_lock_in_an_unwritable_store_is_a_build_error(tmp_path: Path) -> None:
         EngineStore(tmp_path).building("m"),
     ):
         pass
+
+
+def test_versions_are_the_current_and_the_previous_engine(store: EngineStore) -> None:
+    """By 12 digits of their keys, the current one first; one that cannot be read is left out."""
+    assert store.versions("m") == {}
+    install(store, b"old", key="a" * 64)
+    install(store, b"new", key="b" * 64)
+
+    assert list(store.versions("m")) == ["b" * 12, "a" * 12]
+    assert store.versions("m")["a" * 12].read() == b"old"
+    (store.versions("m")["a" * 12].path.parent / "manifest.json").write_text("garbage")
+    assert list(store.versions("m")) == ["b" * 12]
+    assert store.versions("../m") == {}

@@ -14,16 +14,24 @@ from hypothesis import strategies as st
 
 from edged.events import (
     EVENTS,
+    Degraded,
     DeviceFailed,
     DeviceRecovered,
     Disconnected,
     Event,
     ModelLoaded,
     ModelRefused,
+    OutboxDamaged,
+    OutboxDegraded,
+    OutboxRecovered,
     Result,
+    SettingsChanged,
     Started,
     Stopping,
+    Summary,
     Telemetry,
+    Throttled,
+    UplinkRestored,
     cloud_event,
 )
 
@@ -36,6 +44,14 @@ EXAMPLES: tuple[Event, ...] = (
     DeviceRecovered(MOMENT, "cuda:1", 3),
     Disconnected(MOMENT, 12.5, session_kept=True),
     Stopping(MOMENT, 3),
+    Degraded(MOMENT, ("cuda:1",)),
+    Throttled(MOMENT, "cuda:0", ("power_cap",)),
+    UplinkRestored(MOMENT, 12.5, 40),
+    SettingsChanged(MOMENT, 3, "rejected", "serve.drain_s: too large"),
+    OutboxDamaged(MOMENT, "its file was damaged", "outbox.damaged"),
+    OutboxDegraded(MOMENT, "no space left on device"),
+    OutboxRecovered(MOMENT, 3.5, 7),
+    Summary(MOMENT, "digits", 10.0, 3, 1, 5, {"3": 5}, 0.9, None),
     Result(MOMENT, "digits", "a-1", 200, 1, 2.5, {"logits": [[0.1, 0.9]], "large": None}),
     Telemetry(
         MOMENT, 60.0, 0, 0, {"digits": {"cpu": {"phi": 1.0}}}, {"arrivals_total": [{"value": 1}]}

@@ -48,6 +48,10 @@ class SocketLoop:
         """Makes the network thread look, and send what is queued."""
         os.eventfd_write(self._wake, 1)
 
+    def close(self) -> None:
+        """Gives the descriptor back; nothing of this loop may be used any more."""
+        os.close(self._wake)
+
     def exchange(self, turn: Callable[[], None]) -> None:
         """Reads, writes and keeps alive until the connection ends: the network thread's work.
 

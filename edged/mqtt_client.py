@@ -1,4 +1,4 @@
-"""A paho client as the broker link wants it: MQTT 5, our acknowledgements, login, TLS."""
+"""A paho client as both broker links want it: MQTT 5, our acknowledgements, login, TLS."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def new_client(settings: BrokerSettings, client_id: str) -> paho.Client:
     """A client that is not connected yet.
 
     Args:
-        settings: the ``[broker]`` section.
+        settings: the ``[broker]`` section, or the same for another broker.
         client_id: stable over restarts, so that the broker keeps the session.
 
     Raises:
@@ -29,7 +29,7 @@ def new_client(settings: BrokerSettings, client_id: str) -> paho.Client:
         reconnect_on_failure=False,
     )
     client.connect_timeout = settings.connect_timeout_s
-    client.max_inflight_messages_set(65535)  # the window is ours, see publish.py
+    client.max_inflight_messages_set(65535)  # the window is ours: whoever publishes keeps to it
     if settings.username is not None:
         password = settings.password
         client.username_pw_set(settings.username, password.get_secret_value() if password else None)
@@ -52,6 +52,6 @@ def _tls_context(settings: BrokerSettings) -> ssl.SSLContext:
             context.load_cert_chain(settings.cert_file, settings.key_file)
     except OSError as err:  # ssl.SSLError is one
         raise ConfigError(
-            f"broker.ca_file, broker.cert_file or broker.key_file cannot be used: {err}"
+            f"ca_file, cert_file or key_file of the broker or the uplink cannot be used: {err}"
         ) from err
     return context
