@@ -106,6 +106,7 @@ class Control:
             outstanding=parts.pipeline.outstanding,
             waiting_samples=parts.room.samples,
             models=parts.room.timer_states(now),
+            devices=parts.devices.loads(),
             metrics=parts.metrics.snapshot(),
             device={**asdict(load), "joules_per_sample": joules_per_sample},
         )

@@ -166,6 +166,7 @@ class Service:
             return os.EX_OK if self._stops else self._nothing_to_serve()
         running = self._devices.start(self._pipeline.done)
         self._pipeline.start(Sender(self._link.publish, self._link.acknowledge), running)
+        self._devices.start_tuning(self._settings.timer)
         gc.collect()
         gc.freeze()  # what is loaded stays; no collection needs to look at it again
         self._reports.start()
@@ -263,6 +264,7 @@ class Service:
                 limit,
             )
         self._reports.stop(1.0)
+        self._devices.stop_tuning()
         self._link.stop(self._status.document("offline", self._link.epoch))
         self._pipeline.stop()
         for model in list(self._host.models.values()):
@@ -321,6 +323,7 @@ class Service:
         """Takes over what may change while the service runs; by one thread at a time."""
         logs.configure(settings.log.level, settings.log.format)
         self._host.settings = settings.serve
+        self._devices.retune(settings.timer)
         self._room.set_rule(Admission(settings.serve.queue_samples).refusal)
         self._reports.configure(settings)
         self._engines_due = True

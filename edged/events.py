@@ -212,6 +212,8 @@ class Telemetry(Event):
     waiting_samples: int
     models: dict[str, Any]
     """Model -> device -> state of the timer there: price, phi, rate, limit."""
+    devices: dict[str, Any]
+    """Device -> load, temperature_c, throttled and low_power, null where it is not known."""
     metrics: dict[str, Any]
     device: dict[str, Any] = field(default_factory=dict)
     """Load, memory, temperature and power of this device; None where that cannot be read."""

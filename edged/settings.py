@@ -14,7 +14,7 @@ import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -129,6 +129,34 @@ class ServeSettings(_Section):
         return self
 
 
+_MODE = r"(latency|balanced|eco|use-the-slo|\d+(\.\d+)?)"
+
+
+class TimerSettings(_Section):
+    """``[timer]``: what the batch timer aims at."""
+
+    mode: Annotated[str, Field(pattern=rf"^{_MODE}$")] = "latency"
+    """latency, balanced, eco, use-the-slo, or the price of GPU time as a number."""
+    models: tuple[
+        Annotated[str, Field(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}={_MODE}$")], ...
+    ] = ()
+    """Models with another mode: ``name=mode``."""
+    tune: bool = True
+    """Whether the timer is tuned by replaying the last arrivals."""
+    adapt: bool = True
+    """Whether load by others, heat and power limits raise the price."""
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return f"{value:g}" if is_number else value
+
+    def mode_of(self, model: str) -> str:
+        """The mode of one model."""
+        return dict(entry.split("=", 1) for entry in self.models).get(model, self.mode)
+
+
 StreamBytes = Annotated[int, Field(ge=65_536, le=68_719_476_736)]
 StreamAge = Annotated[float, Field(ge=1, le=31_536_000)]
 StreamOverflow = Literal["reject_new", "drop_oldest", "keep_latest"]
@@ -184,6 +212,7 @@ LIVE = frozenset(
         "log.level", "log.format", "report.results", "serve.models", "serve.queue_samples",
         "serve.drain_s", "serve.stuck_s", "report.sample_rate", "report.confidence_below",
         "report.models", "report.telemetry_interval_s", "serve.slo_ms", "serve.versions",
+        "timer.mode", "timer.models", "timer.tune", "timer.adapt",
     }
 )  # fmt: skip
 """Settings that SIGHUP takes over; the others need a restart. docs/settings.md marks them."""
@@ -204,6 +233,7 @@ class Settings(BaseSettings):
     device: DeviceSettings = Field(default_factory=DeviceSettings)
     broker: BrokerSettings = Field(default_factory=BrokerSettings)
     serve: ServeSettings = Field(default_factory=ServeSettings)
+    timer: TimerSettings = Field(default_factory=TimerSettings)
     report: ReportSettings = Field(default_factory=ReportSettings)
     uplink: UplinkSettings = Field(default_factory=UplinkSettings)
     outbox: OutboxSettings = Field(default_factory=OutboxSettings)

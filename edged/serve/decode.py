@@ -11,17 +11,15 @@ import re
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from edged import protocol, v2
 from edged.errors import (
-    BadDatatypeError,
     BadHeaderError,
     BadParameterError,
     BadResponseTopicError,
-    BadShapeError,
     BadTensorError,
     ModelUnavailableError,
     NoResponseTopicError,
@@ -32,7 +30,8 @@ from edged.errors import (
 )
 from edged.preprocess import decode_image
 from edged.recipe import MODEL_NAME, InputSpec, OutputSpec
-from edged.serve.request import Array, Arrival, OutputChoice, Priority, ReplyTo, Request
+from edged.serve.request import Arrival, OutputChoice, Priority, ReplyTo, Request
+from edged.serve.request_inputs import check_inputs, describe
 
 MAX_TRACE_CHARS = 512
 """W3C Trace Context asks to pass on at least this much; longer ones are not copied."""
@@ -58,6 +57,10 @@ class ModelSpec(Protocol):
     @property
     def slo_ms(self) -> float:
         """Deadline of a request that brings none, milliseconds from its arrival."""
+
+    @property
+    def freshness(self) -> Literal["all", "latest"]:
+        """Whether every request counts, or the latest one of each source."""
 
 
 @dataclass(frozen=True)
@@ -147,25 +150,28 @@ class Decoder:
         """
         reply_to = reply_to or self.reply_to(arrival)
         self._check_envelope(arrival)
-        name, model = self._model(arrival)
+        asked, model = self._model(arrival)
         body, binary = _parse_body(arrival, model)
-        tensors, samples = _inputs(body, model.input)
-        if samples > self._limits.max_request_samples:
+        inputs = check_inputs(body, model.input)
+        if (samples := inputs.samples) > self._limits.max_request_samples:
             raise PayloadTooLargeError(
                 f"the request has {samples} samples, at most {self._limits.max_request_samples} "
                 "are allowed; send several requests"
             )
         return Request(
-            model=name,
+            model=asked.model,
             id=body.id,
             samples=samples,
-            tensors=tensors,
+            tensors=inputs.tensors,
             deadline=self._deadline(arrival, body.parameters, model.slo_ms),
-            priority=_priority(arrival.user, body.parameters),
+            priority=_priority(arrival.user, asked.priority, body.parameters),
             received=arrival.received,
             reply_to=reply_to,
             receipt=arrival.receipt,
             outputs=_choices(body, model.output, binary=binary),
+            source=_source(arrival.user, asked) if model.freshness == "latest" else "",
+            length=inputs.length,
+            unpadded=inputs.unpadded,
         )
 
     def _reply_topic_v3(self, asked: protocol.RequestTopic) -> str:
@@ -211,7 +217,7 @@ class Decoder:
         if not size:
             raise TruncatedBodyError("the body is empty; send a V2 request or an image")
 
-    def _model(self, arrival: Arrival) -> tuple[str, ModelSpec]:
+    def _model(self, arrival: Arrival) -> tuple[protocol.RequestTopic, ModelSpec]:
         asked = self._topics.parse_request(arrival.topic)
         if asked is None:
             raise UnknownModelError(
@@ -221,7 +227,7 @@ class Decoder:
         name = asked.model
         model = self._models(name) if re.fullmatch(MODEL_NAME, name, re.ASCII) else None
         if model is not None:
-            return name, model
+            return asked, model
         if name in self._unavailable:
             raise ModelUnavailableError(
                 f"model {name!r} is configured here, but could not be loaded; its operator finds "
@@ -302,7 +308,7 @@ def _parse_image(arrival: Arrival, model: ModelSpec, form: str) -> v2.InferReque
     if len(model.input) != 1 or spec.image == "none":
         raise UnsupportedContentTypeError(
             f"this model takes no {form}; send tensors as {protocol.OCTET_STREAM} or "
-            f"{protocol.JSON}: {', '.join(map(_describe, model.input))}"
+            f"{protocol.JSON}: {', '.join(map(describe, model.input))}"
         )
     text = arrival.user.get(protocol.CLASSIFICATION, "0")
     if not _COUNT.fullmatch(text):
@@ -317,39 +323,6 @@ def _parse_image(arrival: Arrival, model: ModelSpec, form: str) -> v2.InferReque
             v2.RequestedOutput(output.name, classes=int(text)) for output in model.output
         ),
     )
-
-
-def _describe(spec: InputSpec) -> str:
-    sizes = ",".join(map(str, ("n", *spec.shape)))
-    return f"{spec.name} {spec.datatype} [{sizes}]"
-
-
-def _inputs(body: v2.InferRequest, specs: Sequence[InputSpec]) -> tuple[dict[str, Array], int]:
-    """Every input by name, and how many samples they hold."""
-    given = {tensor.name: tensor for tensor in body.inputs}
-    names = {spec.name for spec in specs}
-    if given.keys() != names:
-        odd = ", ".join(v2.show(name) for name in sorted(given.keys() ^ names)[:8])
-        raise BadTensorError(
-            f"inputs differ from the model's at {odd}; it takes {', '.join(map(_describe, specs))}"
-        )
-    for spec in specs:
-        tensor = given[spec.name]
-        if tensor.datatype != spec.datatype:
-            raise BadDatatypeError(
-                f"input {spec.name!r} has datatype {tensor.datatype}, but this model takes "
-                f"{_describe(spec)}"
-            )
-        if tensor.shape[1:] != spec.shape or not tensor.shape:
-            raise BadShapeError(
-                f"input {spec.name!r} has shape {list(tensor.shape)}, but this model takes "
-                f"{_describe(spec)}, n samples from 1 on"
-            )
-    counts = {spec.name: given[spec.name].shape[0] for spec in specs}
-    samples = counts[specs[0].name]
-    if len(set(counts.values())) > 1:
-        raise BadShapeError(f"inputs hold different numbers of samples: {v2.show(counts)}")
-    return {name: given[name].data for name in counts}, samples
 
 
 def _choices(
@@ -385,9 +358,9 @@ def _time(parameters: Mapping[str, Any], name: str) -> int:
     return value
 
 
-def _priority(user: Mapping[str, str], parameters: Mapping[str, Any]) -> Priority:
-    """The user property first, then the body's, by name or by Triton's number."""
-    value = user.get(protocol.PRIORITY, parameters.get(protocol.PRIORITY, 0))
+def _priority(user: Mapping[str, str], topic: str, parameters: Mapping[str, Any]) -> Priority:
+    """The user property first, then the topic's, then the body's, by name or Triton's number."""
+    value = user.get(protocol.PRIORITY, topic or parameters.get(protocol.PRIORITY, 0))
     if isinstance(value, str) and value in _PRIORITIES:
         return _PRIORITIES[value]
     if type(value) is int and value >= 0 and protocol.PRIORITY not in user:
@@ -396,3 +369,14 @@ def _priority(user: Mapping[str, str], parameters: Mapping[str, Any]) -> Priorit
         f"priority {v2.show(value)} must be one of {', '.join(protocol.PRIORITIES)}, or in the "
         "body a number: 0 (default), 1 (urgent), 2 (normal), 3 or more (background)"
     )
+
+
+def _source(user: Mapping[str, str], asked: protocol.RequestTopic) -> str:
+    """Whose newer request supersedes this one: as the property names it, else the 3.1.1 client."""
+    source = user.get(protocol.SOURCE, asked.client)
+    if len(source) > protocol.MAX_SOURCE_CHARS:
+        raise BadParameterError(
+            f"{protocol.SOURCE} {v2.show(source)} has {len(source)} characters, at most "
+            f"{protocol.MAX_SOURCE_CHARS} are allowed"
+        )
+    return source

@@ -77,6 +77,25 @@ class Gatherer:
         return outcome(part, whole, pending.timings, None, version)
 
 
+def rows_of(
+    outputs: Mapping[str, Array], row: int, part: Part, length_axes: Mapping[str, int]
+) -> dict[str, Array]:
+    """The outputs of one part of a batch, without their padding.
+
+    Args:
+        outputs: of the batch, ``[samples, *shape]`` by name.
+        row: where the part begins.
+        part: which samples of which request.
+        length_axes: by output, the axis of ``[samples, *shape]`` that was padded with the inputs.
+    """
+    rows = {name: array[row : row + part.samples] for name, array in outputs.items()}
+    for name, axis in length_axes.items():
+        if name in rows:
+            kept = slice(part.request.unpadded)
+            rows[name] = rows[name][(slice(None),) * axis + (kept,)]
+    return rows
+
+
 def outcome(
     part: Part,
     outputs: Mapping[str, Array],

@@ -28,16 +28,14 @@ from edged.metrics import Metrics
 from edged.serve.batch import WaitingRoom
 from edged.serve.decode import Decoder
 from edged.serve.encode import dead_letter, encode
-from edged.serve.gather import Gatherer
-from edged.serve.gpu import Device, Done
+from edged.serve.gather import Gatherer, rows_of
+from edged.serve.gpu import Device, Done, superseded
 from edged.serve.publish import Publisher, PublisherPorts
 from edged.serve.request import (
-    Array,
     Arrival,
     LinkDown,
     LinkUp,
     Outcome,
-    Part,
     Receipt,
     Rejected,
     Reply,
@@ -252,7 +250,8 @@ class Pipeline:
         request = None
         try:
             request = self._decoder.decode(arrival, reply_to)
-            self._room.put(request)
+            if older := self._room.put(request):
+                self._hand_over(superseded(older))
         except EdgedError as err:
             self._refuse(arrival, reply_to, err, request)
         except Exception:
@@ -287,6 +286,8 @@ class Pipeline:
             self._metrics.count("batches_total", model, done.reason)
             self._metrics.observe("batch_samples", done.samples, model)
             self._metrics.observe("compute_seconds", done.compute_s, model)
+            for name, count in done.positions().items():
+                self._metrics.count(name, model, by=count)
             if done.error is not None:
                 self._metrics.count("batch_failures_total", model)
         self._hand_over(done)
@@ -330,7 +331,7 @@ class Pipeline:
     def _gather(self, done: Done) -> None:
         row = 0
         for index, part in enumerate(done.parts):
-            rows = _rows(done.outputs, row, part)
+            rows = rows_of(done.outputs, row, part, done.length_axes)
             row += part.samples
             error = NonFiniteOutputError(NON_FINITE) if index in done.nonfinite else done.error
             outcome = self._gatherer.add(part, rows, done.timings(part), error, done.version)
@@ -394,7 +395,3 @@ class Pipeline:
         self._finished += 1
         if self._draining and not self.outstanding:
             self._idle.set()
-
-
-def _rows(outputs: Mapping[str, Array], row: int, part: Part) -> dict[str, Array]:
-    return {name: rows[row : row + part.samples] for name, rows in outputs.items()}

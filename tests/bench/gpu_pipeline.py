@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pycuda.driver as drv
@@ -69,6 +69,7 @@ class Model:
         self.input = (InputSpec(name="x", datatype="FP32", shape=sample),)
         self.output = (OutputSpec(name="y", shape=(CLASSES,)),)
         self.slo_ms = 60_000.0
+        self.freshness: Literal["all", "latest"] = "all"
 
 
 def make_runner(network: Network, plan: bytes, device: str) -> TensorRTRunner:

@@ -64,7 +64,7 @@ class Line:
         started, desired = settings_at_start(self.own)
         ports = ServicePorts(
             lambda _topic, _payload: True,
-            lambda: Telemetry(time.time(), 1.0, 0, 0, {}, self.metrics.snapshot()),
+            lambda: Telemetry(time.time(), 1.0, 0, 0, {}, {}, self.metrics.snapshot()),
             ConfigurationPorts(self._apply, self._check, lambda: {"digits": "0" * 12}),
             {name: self._command(name) for name in ("drain", "resume", "reload", "diagnose")},
         )

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 
@@ -49,6 +49,7 @@ class ScriptedModel:
         OutputSpec(name="z", datatype="INT64", shape=()),
     )
     slo_ms: float = 60_000.0
+    freshness: Literal["all", "latest"] = "all"
 
 
 def body(rows: object, **more: object) -> bytes:

@@ -158,7 +158,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("no image", "bad_image", {"payload": b"\x89PNG\r\n\x1a\n", "content_type": protocol.PNG}),
     ("too many bytes", "payload_too_large", {"payload": b"{" + b" " * 40_000}),
     ("too many samples", "payload_too_large", samples(401)),
-    ("no room", "queue_full", samples(301)),
+    ("more than may wait", "payload_too_large", samples(301)),
     ("already late", "expired",
      {"payload": digits.json_body(IMAGE, parameters={"deadline_unix_ms": 1})}),
     ("answer too large", "reply_too_large",
@@ -229,14 +229,16 @@ def test_correlation_data_above_the_limit_are_not_echoed(service: Service) -> No
 
 
 def test_every_code_has_a_case_here() -> None:
-    """All codes of the protocol are caused above, but for five.
+    """All codes of the protocol are caused above, but for eight.
 
     ``bad_request`` is only a base, ``internal`` needs a fault of ours, ``device_fault`` a GPU,
     ``draining`` is in test_pipeline.py and in the end-to-end tests, and ``unknown_command`` in
-    test_control_plane.py.
+    test_control_plane.py. ``queue_full``, ``late`` and ``superseded`` need a busy device, which
+    test_pipeline.py holds.
     """
-    seen = {case[1] for case in CASES} | {case[1] for case in DEAD}
     elsewhere = {"bad_request", "internal", "device_fault", "draining", "unknown_command"}
+    elsewhere |= {"queue_full", "late", "superseded"}
+    seen = {case[1] for case in CASES} | {case[1] for case in DEAD}
     assert seen == set(by_code()) - elsewhere
 
 

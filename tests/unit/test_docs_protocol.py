@@ -77,6 +77,7 @@ def test_every_topic_is_listed() -> None:
     """The table has each topic that `Topics` makes, and no other."""
     made = {
         TOPICS.infer("{model}"),
+        TOPICS.infer_class("{model}", "{class}"),
         TOPICS.infer_v3("{model}", "{client}", "{request}"),
         TOPICS.reply_v3("{model}", "{client}", "{request}"),
         TOPICS.reply("{client}"),
@@ -102,8 +103,8 @@ def test_topics_has_no_member_that_this_test_does_not_know() -> None:
     """A new topic has to be added to the page and to the test above."""
     public = {name for name in dir(TOPICS) if not name.startswith("_")}
     topics = {
-        "infer", "infer_v3", "reply_v3", "reply", "status", "telemetry", "event", "dead", "report",
-        "ack", "uplink", "config_desired", "config_reported", "rollout_desired",
+        "infer", "infer_class", "infer_v3", "reply_v3", "reply", "status", "telemetry", "event",
+        "dead", "report", "ack", "uplink", "config_desired", "config_reported", "rollout_desired",
         "rollout_reported", "command",
     }  # fmt: skip
     others = {"root", "device", "base", "subscriptions", "uplink_subscriptions"}
@@ -114,7 +115,7 @@ def test_topics_has_no_member_that_this_test_does_not_know() -> None:
     "word",
     [
         protocol.DEFAULT_ROOT, protocol.HEADER_LENGTH, protocol.STATUS, protocol.PRIORITY,
-        protocol.DEADLINE_MS, protocol.CLASSIFICATION, *protocol.TRACE_PROPERTIES,
+        protocol.DEADLINE_MS, protocol.CLASSIFICATION, protocol.SOURCE, *protocol.TRACE_PROPERTIES,
         *protocol.PRIORITIES, *protocol.REQUEST_CONTENT_TYPES, *protocol.STATES,
         *protocol.STREAMS, *protocol.COMMANDS, protocol.STREAM, protocol.EPOCH, protocol.FIRST_SEQ,
         protocol.BATCH, protocol.BOOT_ID, protocol.MODE, *protocol.MODES, protocol.ZSTD,
@@ -133,6 +134,7 @@ def test_limits_are_the_codes() -> None:
     assert f"may have up to {protocol.MAX_RESPONSE_TOPIC_BYTES} bytes, no wildcard" in PAGE
     assert f"more than {protocol.MAX_SLASHES} slashes" in PAGE
     assert f"above {MAX_TRACE_CHARS} characters" in PAGE
+    assert f"is of, up to {protocol.MAX_SOURCE_CHARS} characters" in PAGE
     assert f"{ERROR_EXPIRY_S} seconds for an error" in PAGE
     assert f"any text up to {MAX_ID_BYTES} bytes" in PAGE
     assert f"at most {MAX_DEPTH} deep" in PAGE
