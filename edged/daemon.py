@@ -31,6 +31,7 @@ from edged.events import (
 )
 from edged.metrics import Metrics
 from edged.protocol import Topics
+from edged.rebuild import Rebuilds, build_command
 from edged.report.status import Status
 from edged.report.uplink import Uplink
 from edged.serve.admit import Admission
@@ -92,7 +93,9 @@ class Service:
         self._topics = topics = Topics(settings.device.root, settings.device.name)
         self._metrics = metrics = Metrics()
         self._host = host = ModelHost(EngineStore(settings.paths.engines), settings.serve)
-        self._status = Status(lambda: tuple(host.models))
+        self._status = Status(lambda: tuple(host.models), host.engines)
+        command = build_command(settings.paths.engines, settings.paths.calib, file)
+        self._rebuilds = Rebuilds(command, enabled=settings.serve.rebuild)
         self._room = WaitingRoom({}, Admission(settings.serve.queue_samples).refusal)
         self._down_since: float | None = None
         self._began = time.monotonic()
@@ -152,6 +155,9 @@ class Service:
             return self._nothing_to_serve()
         self._link.start(subscribe=False)  # it connects while models are warmed
         early = self._devices.load(lambda: self._stops > 0)
+        asked = self._host.outdated
+        if not self._host.models and self._rebuilds.wait(asked, lambda: self._stops > 0):
+            early += self._devices.load(lambda: self._stops > 0)
         if self._stops or not self._host.models:
             self._link.stop(self._status.document("offline", self._link.epoch))
             return os.EX_OK if self._stops else self._nothing_to_serve()
@@ -210,6 +216,7 @@ class Service:
                 self._reload = False
                 self._read_settings_again()
                 self._engines_due = True
+            self._engines_due |= self._rebuilds.look(self._host.outdated)
             self._load_due_engines()
         return None
 
@@ -247,6 +254,7 @@ class Service:
                 left,
                 limit,
             )
+        self._rebuilds.stop()
         self._uplink.stop(1.0)
         self._link.stop(self._status.document("offline", self._link.epoch))
         self._pipeline.stop()

@@ -200,6 +200,10 @@ class EngineRefusedError(EdgedError):
     code = "engine_refused"
 
 
+class EngineMismatchError(EngineRefusedError):
+    """An engine was built for another device or runtime; building it here mends that."""
+
+
 class BrokerError(EdgedError):
     """The broker cannot be reached or refuses the client."""
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from edged import preprocess, runners
 from edged.engine_store import GOLDEN_FILE, Engine, EngineStore, Manifest, check_usable
-from edged.errors import EdgedError, EngineRefusedError
+from edged.errors import EdgedError, EngineMismatchError, EngineRefusedError
 from edged.events import ModelLoaded
 from edged.latency import LatencyCurve
 from edged.serve.gpu import Served
@@ -84,6 +84,7 @@ class ReadyModel:
                     str(size): round(seconds * 1e3, 4)
                     for size, seconds in zip(curve.sizes, curve.seconds, strict=True)
                 },
+                self.manifest.notes,
             )
             for device, curve in self.curves.items()
         ]
@@ -126,12 +127,14 @@ class ModelHost:
         settings: ``[serve]``.
         models: ready ones by name.
         refused: name -> why it is not served.
+        outdated: names whose current engine was built for another device or runtime.
     """
 
     store: EngineStore
     settings: ServeSettings
     models: dict[str, ReadyModel] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    outdated: set[str] = field(default_factory=set)
 
     def __repr__(self) -> str:
         return f"<ModelHost {sorted(self.models)}, refused {sorted(self.refused)}>"
@@ -144,6 +147,17 @@ class ModelHost:
         """Of a model that is served, else None."""
         model = self.models.get(name)
         return model.manifest if model else None
+
+    def engines(self) -> dict[str, dict[str, object]]:
+        """What the status tells of the engines that serve."""
+        return {
+            name: {
+                "engine": model.version,
+                "precision": model.manifest.precision,
+                "notes": list(model.manifest.notes),
+            }
+            for name, model in self.models.items()
+        }
 
     def devices(self) -> list[str]:
         """All devices in use, sorted."""
@@ -163,7 +177,9 @@ class ModelHost:
     def load(self, name: str, progress: Progress) -> ReadyModel | None:
         """Loads a model's current engine on its devices, unless it is served already.
 
-        A device that refuses it is left out as long as another one takes it.
+        A device that refuses it is left out as long as another one takes it. Where it was built for
+        another device or runtime, as after an upgrade, and nothing serves yet, the engine before it
+        is taken if that one fits.
 
         Returns:
             The model, not served yet; None if the engine that serves is the current one.
@@ -175,6 +191,23 @@ class ModelHost:
         serving = self.models.get(name)
         if serving is not None and serving.manifest.key == engine.manifest.key:
             return None
+        try:
+            ready = self._load(engine, progress)
+        except EngineMismatchError as err:
+            self.outdated.add(name)
+            if serving is not None:
+                raise
+            try:
+                ready = self._load(self.store.previous(name), progress)
+            except EdgedError:
+                raise err from None
+            log.warning("model %s is served by its earlier engine: %s", name, err.message)
+            return ready
+        self.outdated.discard(name)
+        return ready
+
+    def _load(self, engine: Engine, progress: Progress) -> ReadyModel:
+        name = engine.manifest.model
         ready: dict[str, tuple[runners.Runner, LatencyCurve]] = {}
         problems: list[EdgedError] = []
         for device in devices_for(engine.manifest, self.settings.devices):
