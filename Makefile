@@ -78,6 +78,7 @@ bench-reporting: $(VENV)/.dev ## measure what reporting costs a request, a desir
 .PHONY: setup check fix format-check lint types layers test test-integration test-e2e test-gpu
 setup: $(VENV)/.dev ## virtual environment with everything that development needs, and mosquitto
 	@.ci/system-package mosquitto || echo "edged: without mosquitto test-integration and test-e2e fail"
+	@.ci/system-package chromium || echo "edged: without chromium the build report is not opened in a browser"
 
 check: setup format-check lint types layers test test-integration test-e2e ## exactly what continuous integration runs
 

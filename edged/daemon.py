@@ -25,6 +25,7 @@ from edged.errors import EdgedError
 from edged.events import Degraded, Disconnected, Event, Started, Stopping
 from edged.metrics import Metrics
 from edged.protocol import Topics
+from edged.rebuild import Rebuilds, build_command
 from edged.report.configuration import ConfigurationPorts, settings_at_start
 from edged.report.pipeline import Beginning, ReportLine, ServicePorts
 from edged.report.policy import Answered
@@ -87,7 +88,9 @@ class Service:
         self._topics = topics = Topics(settings.device.root, settings.device.name)
         self._metrics = metrics = Metrics()
         self._host = host = ModelHost(EngineStore(settings.paths.engines), settings.serve)
-        self._status = Status(lambda: tuple(host.models))
+        self._status = Status(lambda: tuple(host.models), host.engines)
+        command = build_command(settings.paths.engines, settings.paths.calib, file)
+        self._rebuilds = Rebuilds(command, enabled=settings.serve.rebuild)
         self._room = WaitingRoom({}, Admission(settings.serve.queue_samples).refusal)
         self._down_since: float | None = None
         # Put from a signal handler: an Event would take a lock that this thread may hold.
@@ -161,6 +164,9 @@ class Service:
             return self._nothing_to_serve()
         self._link.start(subscribe=False)  # it connects while models are warmed
         early = self._devices.load(lambda: self._stops > 0)
+        asked = self._host.outdated
+        if not self._host.models and self._rebuilds.wait(asked, lambda: self._stops > 0):
+            early += self._devices.load(lambda: self._stops > 0)
         if self._stops or not self._host.models:
             self._link.stop(self._status.document("offline", self._link.epoch))
             return os.EX_OK if self._stops else self._nothing_to_serve()
@@ -220,6 +226,7 @@ class Service:
                 self._reload = False
                 self._read_settings_again()
                 self._engines_due = True  # also where no setting changed
+            self._engines_due |= self._rebuilds.look(self._host.outdated)
             self._load_due_engines()
         return None
 
@@ -263,6 +270,7 @@ class Service:
                 left,
                 limit,
             )
+        self._rebuilds.stop()
         self._reports.stop(1.0)
         self._devices.stop_tuning()
         self._link.stop(self._status.document("offline", self._link.epoch))

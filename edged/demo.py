@@ -116,6 +116,7 @@ def _run(options: DemoOptions, folder: Path, say: _Teller) -> bool:
         "4/5  outcome (rumqttd keeps Nagle's algorithm on; latency through mosquitto is lower)"
     )
     say.out.write(table)
+    say.row("precision", "; ".join((engine.manifest.precision.upper(), *engine.manifest.notes)))
     right = _judge(answers, expected, say)
     return _show_reports(receiver, say) and reported and right
 
@@ -161,7 +162,7 @@ def _judge(answers: Sequence[Answer], expected: Expected, say: _Teller) -> bool:
     wrong = wrong_answers(answers, expected)
     say.row(
         "accuracy",
-        f"{accuracy(answers, expected):.4f} INT8 engine over MQTT, {expected.fp32_top1:.4f} FP32 "
+        f"{accuracy(answers, expected):.4f} engine over MQTT, {expected.fp32_top1:.4f} FP32 "
         f"model ({len(expected.labels)} held-out samples)",
     )
     say.row(

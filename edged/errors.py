@@ -224,6 +224,10 @@ class EngineRefusedError(EdgedError):
     code = "engine_refused"
 
 
+class EngineMismatchError(EngineRefusedError):
+    """An engine was built for another device or runtime; building it here mends that."""
+
+
 class OutboxError(EdgedError):
     """The outbox, where reports wait, cannot do what it was asked to."""
 

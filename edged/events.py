@@ -51,6 +51,8 @@ class ModelLoaded(Event):
     device: str
     latency_ms: dict[str, float]
     """Batch size -> milliseconds, measured at warm-up."""
+    notes: tuple[str, ...] = ()
+    """What the build said of it: why it is this precision."""
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,8 @@ class ServeSettings(_Section):
     """Model -> version of the engine to serve, instead of the one that was installed last."""
     stuck_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
     """A stage with work that makes no progress for so long stops the watchdog from being fed."""
+    rebuild: bool = True
+    """Whether an engine for another device or runtime is built anew in the background."""
 
     @model_validator(mode="after")
     def _prefixes(self) -> ServeSettings:

@@ -17,7 +17,7 @@ import numpy as np
 
 from edged import preprocess, runners
 from edged.engine_store import GOLDEN_FILE, Engine, EngineStore, Manifest, check_usable
-from edged.errors import EdgedError, EngineRefusedError
+from edged.errors import EdgedError, EngineMismatchError, EngineRefusedError
 from edged.events import ModelLoaded
 from edged.latency import LatencyCurve
 from edged.runners import Runner
@@ -108,6 +108,7 @@ class ReadyModel:
                     str(size): round(seconds * 1e3, 4)
                     for size, seconds in zip(curve.sizes, curve.seconds, strict=True)
                 },
+                self.manifest.notes,
             )
             for device, curve in self.curves.items()
         ]
@@ -160,6 +161,7 @@ class ModelHost:
         settings: ``[serve]``.
         models: ready ones by name.
         refused: name -> why it is not served.
+        outdated: names whose current engine was built for another device or runtime.
     """
 
     store: EngineStore
@@ -167,6 +169,7 @@ class ModelHost:
     models: dict[str, ReadyModel] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     _hurried: dict[str, tuple[Manifest, Manifest]] = field(default_factory=dict)
+    outdated: set[str] = field(default_factory=set)
 
     def __repr__(self) -> str:
         return f"<ModelHost {sorted(self.models)}, refused {sorted(self.refused)}>"
@@ -189,6 +192,17 @@ class ModelHost:
             self._hurried[name] = known
         return known[1]
 
+    def engines(self) -> dict[str, dict[str, object]]:
+        """What the status tells of the engines that serve."""
+        return {
+            name: {
+                "engine": model.version,
+                "precision": model.manifest.precision,
+                "notes": list(model.manifest.notes),
+            }
+            for name, model in self.models.items()
+        }
+
     def devices(self) -> list[str]:
         """All devices in use, sorted."""
         return sorted({device for model in self.models.values() for device in model.runners})
@@ -210,7 +224,9 @@ class ModelHost:
     def load(self, name: str, progress: Progress) -> ReadyModel | None:
         """Loads the engine that the settings ask for on its devices, unless it serves already.
 
-        A device that refuses it is left out as long as another one takes it.
+        A device that refuses it is left out as long as another one takes it. Where it was built for
+        another device or runtime, as after an upgrade, and nothing serves yet, the engine before it
+        is taken if that one fits.
 
         Returns:
             The model, not served yet; None if that engine is the one that serves.
@@ -222,6 +238,23 @@ class ModelHost:
         serving = self.models.get(name)
         if serving is not None and serving.manifest.key == engine.manifest.key:
             return None
+        try:
+            ready = self._load(engine, progress)
+        except EngineMismatchError as err:
+            self.outdated.add(name)
+            if serving is not None:
+                raise
+            try:
+                ready = self._load(self.store.previous(name), progress)
+            except EdgedError:
+                raise err from None
+            log.warning("model %s is served by its earlier engine: %s", name, err.message)
+            return ready
+        self.outdated.discard(name)
+        return ready
+
+    def _load(self, engine: Engine, progress: Progress) -> ReadyModel:
+        name = engine.manifest.model
         ready: dict[str, Loaded] = {}
         problems: list[EdgedError] = []
         for device in devices_for(engine.manifest, self.settings.devices):

@@ -68,7 +68,7 @@ def test_demo_answers_everything_right_and_leaves_nothing(tmp_path: Path) -> Non
     for text in (
         "0 refused, 0 lost, 0 duplicates",
         "closed because",
-        "INT8 engine over MQTT",
+        "engine over MQTT",
         "720 of 720",
         "every answer is right",
         "volatile",

@@ -159,6 +159,26 @@ def test_a_renewal_without_the_engine_s_file_is_refused(host: ModelHost) -> None
     host.models[NAME] = model
 
 
+def test_earlier_engine_serves_where_the_current_one_fits_no_longer(
+    host: ModelHost, tmp_path: Path
+) -> None:
+    """As after an upgrade of the runtime; the model is known to need another build."""
+    fitting = host.store.current(NAME)
+    install_picker(tmp_path, NAME, bound_to={"runner": "onnx", "arch": "vax"})
+
+    model = host.load(NAME, quiet)
+
+    assert model is not None
+    assert model.engine == fitting
+    assert host.outdated == {NAME}
+    model.close()
+    install_picker(tmp_path, NAME)
+    again = host.load(NAME, quiet)
+    assert again is not None
+    again.close()
+    assert host.outdated == set()
+
+
 @pytest.mark.parametrize("flaw", ["damaged", "no pass", "another device's", "none"])
 def test_what_may_not_be_loaded_is_refused(host: ModelHost, tmp_path: Path, flaw: str) -> None:
     """With the reason; nothing is served."""
@@ -167,7 +187,8 @@ def test_what_may_not_be_loaded_is_refused(host: ModelHost, tmp_path: Path, flaw
     elif flaw == "no pass":
         install_picker(tmp_path, NAME, passed=False)
     elif flaw == "another device's":
-        install_picker(tmp_path, NAME, bound_to={"runner": "onnx", "arch": "vax"})
+        for _ in range(2):  # the one before it is no better
+            install_picker(tmp_path, NAME, bound_to={"runner": "onnx", "arch": "vax"})
     else:
         shutil.rmtree(tmp_path / NAME)
     reasons = {
