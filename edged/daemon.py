@@ -66,17 +66,9 @@ def serve(settings: Settings, file: Path | None, began: float) -> int:
     started, desired = settings_at_start(settings)
     logs.configure(started.log.level, started.log.format)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    threading.excepthook = _end_process
+    threading.excepthook = logs.end_process
     sd_notify.notify(status="loading models")
     return Service(Beginning(settings, started, desired), file).run(began)
-
-
-def _end_process(fault: threading.ExceptHookArgs) -> None:
-    """A thread of ours, a runner's or the loader's died: no part of the service may go missing."""
-    name = fault.thread.name if fault.thread else "?"
-    log.critical("thread %s died", name, exc_info=fault.exc_value)
-    logging.shutdown()
-    os._exit(os.EX_SOFTWARE)
 
 
 class Service:
