@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edged.build.dataset import load_dataset, model_inputs
+from edged.build.dataset import SampleBatch, load_dataset, model_inputs
 from edged.client import Message, tensor_message
 from edged.engine_store import Engine
+from edged.errors import EngineRefusedError
 from edged.load_generator import Answer
 from edged.runners import Runner, load, run_batch
 
@@ -48,19 +49,28 @@ def read_expected(engine: Engine, calib: Path) -> Expected:
         calib: the model's calibration set.
 
     Raises:
-        EdgedError: a sample file or the engine is damaged.
+        EdgedError: a sample file or the engine is damaged, or inputs are of variable length.
     """
     manifest = engine.manifest
+    if any(spec.length is not None for spec in manifest.input):
+        raise EngineRefusedError(
+            f"model {manifest.model!r} takes inputs of variable length, which the demonstration "
+            "does not send; choose another model"
+        )
     split = load_dataset(calib, manifest.input).heldout
     parts = list(split.batches(len(split)))
-    samples = {
-        spec.name: np.concatenate([part.inputs[spec.name] for part in parts])
-        for spec in manifest.input
-    }
+    whole = SampleBatch(
+        {
+            spec.name: np.concatenate([part.inputs[spec.name] for part in parts])
+            for spec in manifest.input
+        },
+        None,
+    )
+    samples = whole.inputs
     runner = load(engine)
     try:
         alone, together = (
-            _outputs(runner, model_inputs(samples, manifest.input), manifest.output[0].name, size)
+            _outputs(runner, model_inputs(whole, manifest.input), manifest.output[0].name, size)
             for size in (1, manifest.max_batch)
         )
     finally:

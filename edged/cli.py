@@ -220,7 +220,12 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _add_top(commands: Any) -> None:
-    parser = commands.add_parser("top", help="show what a device's batch timers do")
+    parser = commands.add_parser(
+        "top",
+        help="show what a device's batch timers do",
+        description="One line for each model and device, from the telemetry on the broker; "
+        "docs/operations.md says what the columns mean.",
+    )
     _add_endpoint(parser)
     parser.add_argument("--once", action="store_true", help="print one table, then end")
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds to wait for telemetry")
@@ -236,7 +241,14 @@ def _top(options: argparse.Namespace) -> int:
 def _add_simulate(commands: Any) -> None:
     from edged.simulate.options import add_arguments
 
-    parser = commands.add_parser("simulate", help="say whether a device would carry a load")
+    parser = commands.add_parser(
+        "simulate",
+        help="say whether a device would carry a load",
+        description="Runs the batch timer on simulated time. Say what a batch takes (--model or "
+        "--curve), what comes (--rate, --cameras or --trace), and with --slo what is asked. "
+        "Example: edged simulate --curve 4+0.8b --cap 16 --cameras 40 --fps 15 --slo 50. Exits "
+        "with 0 for yes, 1 for no, 2 for a question that makes no sense.",
+    )
     add_arguments(parser)
     parser.set_defaults(run=_simulate)
 

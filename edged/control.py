@@ -15,6 +15,7 @@ from edged.device import read_device
 from edged.device_load import DeviceLoad, EnergyMeter, read_load
 from edged.errors import DrainingError
 from edged.events import Event, Telemetry, Throttled
+from edged.gpu_load import all_sources
 from edged.metrics import Metrics
 from edged.report.commands import Handlers
 from edged.serve.batch import WaitingRoom
@@ -85,18 +86,17 @@ class Control:
 
         Says as an event when a GPU begins or ceases to throttle.
         """
-        now, load = time.monotonic(), read_load()
+        now, load = time.monotonic(), _read_load()
         samples = self._parts.metrics.total("samples_total")
         used = self._energy.read(now, samples, load)
         self._tell_throttling(load)
         return self._telemetry(load, used)
 
     def _tell_throttling(self, load: DeviceLoad) -> None:
-        for number, gpu in enumerate(load.gpus or ()):
-            name = f"cuda:{number}"
-            if gpu.throttled is not None and gpu.throttled != self._throttled.get(name, ()):
-                self._throttled[name] = gpu.throttled
-                self._ports.emit(Throttled(time.time(), name, gpu.throttled))
+        for name, gpu in zip(all_sources(), load.gpus or (), strict=False):
+            if gpu.reasons is not None and gpu.reasons != self._throttled.get(name, ()):
+                self._throttled[name] = gpu.reasons
+                self._ports.emit(Throttled(time.time(), name, gpu.reasons))
 
     def _telemetry(self, load: DeviceLoad, joules_per_sample: float | None = None) -> Telemetry:
         parts, now = self._parts, time.monotonic()
@@ -138,7 +138,7 @@ class Control:
             "drain": self._drain,
             "resume": self._resume,
             "reload": self._reload_all,
-            "get-metrics": lambda: asdict(self._telemetry(read_load())),
+            "get-metrics": lambda: asdict(self._telemetry(_read_load())),
             "diagnose": self._diagnose,
         }
 
@@ -170,7 +170,7 @@ class Control:
             "version": __version__,
             "uptime_s": round(time.monotonic() - self._began, 3),
             "device": asdict(read_device()),
-            "load": asdict(read_load()),
+            "load": asdict(_read_load()),
             "models": models,
             "refused": dict(parts.host.refused),
             "faults": dict(parts.devices.faults),
@@ -183,3 +183,7 @@ class Control:
             "uplink": dict(self.uplink()),
             "threads": sorted(thread.name for thread in threading.enumerate()),
         }
+
+
+def _read_load() -> DeviceLoad:
+    return read_load(gpus=[source.read() for source in all_sources().values()])

@@ -24,7 +24,7 @@ from edged.engine_store import EngineStore
 from edged.errors import EdgedError
 from edged.events import Degraded, Disconnected, Event, Started, Stopping
 from edged.metrics import Metrics
-from edged.protocol import Topics
+from edged.protocol import JSON, Topics
 from edged.rebuild import Rebuilds, build_command
 from edged.report.configuration import ConfigurationPorts, settings_at_start
 from edged.report.pipeline import Beginning, ReportLine, ServicePorts
@@ -46,6 +46,8 @@ EX_CUT_OFF = os.EX_TEMPFAIL
 """Exit code when the drain limit ended requests in hand; the broker delivers them again."""
 LOOK_S = 0.5
 """The main thread looks after the others so often, and at least twice in a watchdog interval."""
+HEAR_S = 5.0
+"""A run that can serve nothing gives the control plane so long to say what it wants instead."""
 SWITCH_INTERVAL_S = 0.0005
 """Interpreter lock hand-over; the default of 5 ms let one busy thread move paho's p50 from 0.9 to
 6.0 ms on two cores, this one to 3.0 ms (docs/benchmarks.md)."""
@@ -152,8 +154,9 @@ class Service:
     def run(self, began: float) -> int:
         """Starts, serves, and ends; returns the exit code."""
         self._catch_signals()
+        self._reports.start()
         if not self._host.wanted():
-            return self._nothing_to_serve()
+            return self._nothing_to_serve([])
         self._link.start(subscribe=False)  # it connects while models are warmed
         early = self._devices.load(lambda: self._stops > 0)
         asked = self._host.outdated
@@ -161,23 +164,30 @@ class Service:
             early += self._devices.load(lambda: self._stops > 0)
         if self._stops or not self._host.models:
             self._link.stop(self._status.document("offline", self._link.epoch))
-            return os.EX_OK if self._stops else self._nothing_to_serve()
+            return self._nothing_to_serve(early)
         running = self._devices.start(self._pipeline.done)
         self._pipeline.start(Sender(self._link.publish, self._link.acknowledge), running)
         self._devices.start_tuning(self._settings.timer)
         gc.collect()
         gc.freeze()  # what is loaded stays; no collection needs to look at it again
-        self._reports.start()
         self._wait_until_ready(began, early)
         fault = self._watch()
         return self._fail(fault) if fault else self._end()
 
-    def _nothing_to_serve(self) -> int:
-        log.critical(
-            "no model can be served; build one with: edged build MODEL, then see: edged doctor",
-            extra={"refused": dict(self._host.refused)},
-        )
-        return os.EX_UNAVAILABLE
+    def _nothing_to_serve(self, events: list[Event]) -> int:
+        """Reports why, and hears what is desired by now: it may mend the next start."""
+        if not self._stops:
+            log.critical(
+                "no model can be served; build one with: edged build MODEL, then see: edged doctor",
+                extra={"refused": dict(self._host.refused)},
+            )
+        for event in events:
+            self._reports.emit(event)
+        until = time.monotonic() + HEAR_S
+        while not (self._stops or self._reports.heard()) and time.monotonic() < until:
+            self._sleep(LOOK_S)
+        self._reports.stop(1.0)
+        return os.EX_OK if self._stops else os.EX_UNAVAILABLE
 
     def _wait_until_ready(self, began: float, early: list[Event]) -> None:
         until = time.monotonic() + self._settings.broker.offline_after_s
@@ -218,7 +228,8 @@ class Service:
                 self._reload = False
                 self._read_settings_again()
                 self._engines_due = True  # also where no setting changed
-            self._engines_due |= self._rebuilds.look(self._host.outdated)
+            if self._rebuilds.look(self._host.outdated):
+                self._engines_due = True
             self._load_due_engines()
         return None
 
@@ -362,32 +373,21 @@ class Service:
     def _publish_status(self) -> None:
         if self._link.connected.is_set():
             payload = self._status.document("online", self._link.epoch)
-            topic = self._topics.status
-            self._link.publish(
-                Reply(topic, payload, 1, content_type="application/json", retain=True)
-            )
+            self._link.publish(Reply(self._topics.status, payload, 1, None, JSON, retain=True))
 
     def _emit(self, event: Event) -> None:
         self._reports.emit(event)
 
     def _publish_report(self, topic: str, payload: bytes) -> bool:
-        reply = Reply(topic, payload, 0, content_type="application/json")
+        reply = Reply(topic, payload, 0, content_type=JSON)
         return self._link.connected.is_set() and self._link.publish(reply) is not None
 
     def _answered(self, outcome: Outcome, status: int) -> None:
         """On the reply thread."""
         if self._reports.wants(outcome.model):
-            self._reports.answered(
-                Answered(
-                    time.time(),
-                    outcome.model,
-                    outcome.id,
-                    status,
-                    outcome.samples,
-                    round((time.monotonic() - outcome.received) * 1e3, 3),
-                    outcome.outputs,
-                )
-            )
+            took_ms = round((time.monotonic() - outcome.received) * 1e3, 3)
+            what = (outcome.model, outcome.id, status, outcome.samples)
+            self._reports.answered(Answered(time.time(), *what, took_ms, outcome.outputs))
 
     def _link_changed(self, change: LinkUp | LinkDown) -> None:
         """On the reply thread."""

@@ -1,62 +1,22 @@
 """How loaded, hot and throttled this device is now, and what it draws.
 
-Read from /proc and sysfs, GPUs from NVML where its Python binding is installed (nvidia-ml-py), the
-GPU of a Jetson from sysfs. What cannot be read is None, never 0.
+Read from /proc and sysfs; GPUs are looked at by `edged.gpu_load`. What cannot be read is None,
+never 0.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
+
+from edged.gpu_load import GpuLoad
 
 ROOT = Path("/")
 T = TypeVar("T")
-
-JETSON_LOAD = (
-    "sys/devices/gpu.0/load",
-    "sys/devices/platform/gpu.0/load",
-    "sys/devices/platform/bus@0/17000000.gpu/load",
-    "sys/devices/platform/17000000.gpu/load",
-)
-"""Thousandths; which of them is there depends on the board and on JetPack's version."""
-THROTTLE_REASONS = {
-    0x04: "power_cap",
-    0x08: "hardware_slowdown",
-    0x20: "heat_software",
-    0x40: "heat_hardware",
-    0x80: "power_brake",
-}
-"""Bits of NVML's clocks event (throttle) reasons that slow a busy GPU down against its wish."""
-
-
-@dataclass(frozen=True)
-class GpuLoad:
-    """One GPU. Each value is None where it cannot be read.
-
-    Attributes:
-        name: as NVML or the board calls it.
-        load: share of the time in which it computed, 0 to 1.
-        memory_used_bytes: of its own memory.
-        memory_total_bytes: of its own memory; None on a Jetson, which shares the system's.
-        temperature_c: degrees Celsius.
-        power_w: watts.
-        energy_j: joules since the driver was loaded.
-        throttled: why it is slowed down; empty: it is not.
-    """
-
-    name: str
-    load: float | None = None
-    memory_used_bytes: int | None = None
-    memory_total_bytes: int | None = None
-    temperature_c: float | None = None
-    power_w: float | None = None
-    energy_j: float | None = None
-    throttled: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,11 +42,12 @@ class DeviceLoad:
     gpus: tuple[GpuLoad, ...] | None = None
 
 
-def read_load(root: Path = ROOT) -> DeviceLoad:
+def read_load(root: Path = ROOT, gpus: Sequence[GpuLoad] = ()) -> DeviceLoad:
     """Reads it; never raises.
 
     Args:
         root: root of the file system to read from.
+        gpus: looks at the GPUs, of this moment.
     """
     memory = _memory(root)
     total, free = memory.get("MemTotal"), memory.get("MemAvailable")
@@ -97,7 +58,7 @@ def read_load(root: Path = ROOT) -> DeviceLoad:
         process_bytes=_process_bytes(root),
         temperature_c=_temperatures(root),
         power_w=_board_power_w(root),
-        gpus=_nvml_loads() or _jetson_loads(root),
+        gpus=tuple(gpus) or None,
     )
 
 
@@ -190,52 +151,3 @@ def _board_power_w(root: Path) -> float | None:
         if millivolts is not None and milliamperes is not None:
             return round(millivolts * milliamperes / 1e6, 3)
     return None
-
-
-def _jetson_loads(root: Path) -> tuple[GpuLoad, ...] | None:
-    for name in JETSON_LOAD:
-        thousandths = _number(root / name)
-        if thousandths is not None:
-            return (GpuLoad("gpu.0", load=round(thousandths / 1000, 3)),)
-    return None
-
-
-# ------------------------------------------------------------------ NVML
-
-
-def _nvml_loads() -> tuple[GpuLoad, ...] | None:
-    """All GPUs from NVML; None without its binding, its library, its driver, or a GPU."""
-    nvml = _try(lambda: importlib.import_module("pynvml"))  # optional; the package nvidia-ml-py
-    if nvml is None or _try(lambda: nvml.nvmlInit() or True) is None:
-        return None
-    try:
-        count = _try(nvml.nvmlDeviceGetCount) or 0
-        loads = [_try(lambda n=n: _nvml_load(nvml, n)) for n in range(count)]  # type: ignore[misc]  # a lambda's default
-        return tuple(load for load in loads if load is not None) or None
-    finally:
-        _try(nvml.nvmlShutdown)
-
-
-def _nvml_load(nvml: Any, number: int) -> GpuLoad:
-    handle = nvml.nvmlDeviceGetHandleByIndex(number)
-    name = nvml.nvmlDeviceGetName(handle)
-    memory = _try(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
-    busy = _try(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
-    milliwatts = _try(lambda: nvml.nvmlDeviceGetPowerUsage(handle))
-    millijoules = _try(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle))
-    reasons = _try(lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
-    return GpuLoad(
-        name=name.decode() if isinstance(name, bytes) else str(name),
-        load=None if busy is None else busy / 100,
-        memory_used_bytes=getattr(memory, "used", None),
-        memory_total_bytes=getattr(memory, "total", None),
-        temperature_c=_try(lambda: float(nvml.nvmlDeviceGetTemperature(handle, 0))),
-        power_w=None if milliwatts is None else milliwatts / 1000,
-        energy_j=None if millijoules is None else millijoules / 1000,
-        throttled=None if reasons is None else throttle_reasons(reasons),
-    )
-
-
-def throttle_reasons(bits: int) -> tuple[str, ...]:
-    """NVML's bits as words."""
-    return tuple(word for bit, word in THROTTLE_REASONS.items() if bits & bit)

@@ -16,44 +16,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from edged.device import ROOT, DeviceInfo, read_device
+from edged.doctor_line import AS_SERVICE, Line, State
+from edged.doctor_reports import check_outbox, check_uplink
 from edged.engine_store import EngineStore
 from edged.errors import ConfigError, EngineRefusedError
 from edged.runners import fingerprint
 from edged.settings import BrokerSettings, PathSettings, ServeSettings, Settings
-
-State = Literal["ok", "warn", "missing"]
 
 _IMPORT_TIMEOUT_S = 60.0
 _PROBE = (
     "import importlib, sys; module = importlib.import_module(sys.argv[1]); "
     "print(getattr(module, '__version__', 'installed'))"
 )
-_AS_SERVICE = "if the service runs as its own user, ask as that user: sudo -u edged edged doctor"
 _TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the table.
-
-    Attributes:
-        state: ``ok``; ``warn``: serving works without it; ``missing``: serving does not.
-        what: what was looked at.
-        found: what was found.
-        means: what it means for serving, "" with ``ok``.
-        mend: command or change that mends it, "" with ``ok``.
-    """
-
-    state: State
-    what: str
-    found: str
-    means: str = ""
-    mend: str = ""
 
 
 def run(settings: Settings | ConfigError, *, root: Path = ROOT) -> int:
@@ -97,6 +75,8 @@ def _checks(
             ("folders", lambda: check_folders(settings.paths)),
             ("engines", lambda: check_engines(settings.paths, settings.serve)),
             ("broker", lambda: check_broker(settings.broker)),
+            ("outbox", lambda: check_outbox(settings.outbox, settings.uplink)),
+            ("uplink", lambda: check_uplink(settings.uplink, settings.broker)),
         ]
     return checks
 
@@ -263,7 +243,7 @@ def check_folders(paths: PathSettings) -> list[Line]:
     means = "serving is not affected, but edged build cannot install what it builds"
     lines = []
     for what, path in (("engines folder", paths.engines), ("calib folder", paths.calib)):
-        mend = f"sudo install -d -o edged -g edged {path}; {_AS_SERVICE}"
+        mend = f"sudo install -d -o edged -g edged {path}; {AS_SERVICE}"
         if not os.access(path, os.R_OK | os.X_OK) or not path.is_dir():
             state: State = "missing" if path == paths.engines else "warn"
             known = "cannot be read" if os.path.lexists(path) else "does not exist"
@@ -283,7 +263,7 @@ def check_engines(paths: PathSettings, serve: ServeSettings) -> list[Line]:
         names = list(serve.models) or store.models()
     except OSError as err:
         means = "no engine can be loaded"
-        return [Line("missing", "engines", f"{paths.engines}: {err.strerror}", means, _AS_SERVICE)]
+        return [Line("missing", "engines", f"{paths.engines}: {err.strerror}", means, AS_SERVICE)]
     if not names:
         means = "there is nothing to serve; edged serve ends with exit code 69"
         return [Line("missing", "engines", f"none in {paths.engines}", means, "edged build MODEL")]

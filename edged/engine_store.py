@@ -97,13 +97,16 @@ class Manifest(_Strict):
     """Whether every request counts, or of each source the latest one that waits."""
     latency_ms: Mapping[str, float]
     """Batch size -> milliseconds when it was built; serving measures again at warm-up."""
+    shorter_latency_ms: Mapping[str, Mapping[str, float]] = {}
+    """Of inputs of variable length: padded length -> the same at that length; `latency_ms` is for
+    the largest one."""
     quantized: tuple[str, ...]
     """Names of the layers with Q/DQ on both inputs; the runtime may still compute one in float."""
     verdict: Verdict
 
     @property
     def curve(self) -> LatencyCurve:
-        """The latency curve that was measured at build."""
+        """The latency curve that was measured at build, for the largest length."""
         return LatencyCurve.measured((int(b), ms / 1e3) for b, ms in self.latency_ms.items())
 
 

@@ -242,6 +242,10 @@ class OutboxDiskError(OutboxError):
     """The outbox's file cannot be opened or written now; it may be possible later."""
 
 
+class OutboxBusyError(OutboxError):
+    """The outbox waits for its disk and has not answered in time; that it is empty is not said."""
+
+
 class OutboxVersionError(OutboxDiskError):
     """The outbox's file was written by a newer version; it is left as it is."""
 
@@ -292,23 +296,34 @@ class BatchError(EdgedError):
     code = "batch"
 
 
+def _cut(text: str) -> str:
+    most = DesiredError.MOST_CHARACTERS
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 class DesiredError(EdgedError):
     """A desired document is refused whole; nothing of it was taken over.
 
     Args:
         message: for the document as a whole.
         version: the document's, None where it could not be read.
-        keys: path of a setting -> why it is refused.
+        keys: path of a setting -> why it is refused. At most `MOST` are kept, and texts are cut, so
+            that a document cannot make the answer to it larger than a broker takes.
     """
 
     code = "desired"
+    MOST = 100
+    MOST_CHARACTERS = 256
 
     def __init__(
         self, message: str, *, version: int | None = None, keys: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(message)
         self.version = version
-        self.keys = dict(keys or {})
+        named = dict(list((keys or {}).items())[: self.MOST])
+        self.keys = {_cut(path): _cut(why) for path, why in named.items()}
+        self.more = len(keys or {}) - len(named)
+        """Settings that are refused, too, and not named."""
 
 
 class BuildError(EdgedError):

@@ -65,6 +65,16 @@ class ModelRefused(Event):
 
 
 @dataclass(frozen=True)
+class ModelUnloaded(Event):
+    """A model was taken off ``serve.models``; all that waited for it has been answered."""
+
+    kind = "model_unloaded"
+    model: str
+    engine: str
+    """First 12 digits of the engine's key."""
+
+
+@dataclass(frozen=True)
 class DeviceFailed(Event):
     """A device was taken out; it is tried again with growing pauses."""
 
@@ -222,8 +232,8 @@ class Telemetry(Event):
 
 
 EVENTS: tuple[type[Event], ...] = (
-    Started, ModelLoaded, ModelRefused, DeviceFailed, DeviceRecovered, Disconnected, Stopping,
-    Degraded, Throttled, UplinkRestored, SettingsChanged, OutboxDamaged, OutboxDegraded,
+    Started, ModelLoaded, ModelRefused, ModelUnloaded, DeviceFailed, DeviceRecovered, Disconnected,
+    Stopping, Degraded, Throttled, UplinkRestored, SettingsChanged, OutboxDamaged, OutboxDegraded,
     OutboxRecovered, Result, Summary, Telemetry,
 )  # fmt: skip
 

@@ -1,15 +1,18 @@
 """How loaded, hot and throttled a GPU is: NVML on discrete GPUs, sysfs on a Jetson.
 
-Both stand behind `LoadSource`. What cannot be read is None, never 0: a Jetson Orin's NVML answers
-that utilisation is not supported, or with zeros; a Thor may lack the node that older boards have.
-A utilisation is believed only once it has moved under a load of our own (`Believed`).
+Both stand behind `LoadSource`, and nothing else in the package reads them. What cannot be read is
+None, never 0: a Jetson Orin's NVML answers that utilisation is not supported, or with zeros; a Thor
+may lack the node that older boards have. So on a Jetson sysfs is asked first, and NVML for each
+value that it does not know. A utilisation is believed only once it has moved under a load of our
+own (`Believed`).
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,44 +31,64 @@ DEVFREQ = ("17000000.gpu", "17000000.ga10b", "17000000.gv11b", "gpu-gpc-0")
 """Names of the GPU's clock under ``/sys/class/devfreq``: Orin, Xavier, Thor."""
 THERMAL = ("gpu-thermal", "gpu-therm")
 """Types of the GPU's thermal zone, in lower case."""
-SLOWDOWN = 0x8 | 0x20 | 0x40 | 0x80
-"""NVML's clock event reasons of a throttled GPU: hardware slowdown, software and hardware thermal
-slowdown, power brake (``nvmlClocksEventReason...``)."""
+THROTTLE_REASONS = {
+    0x04: "power_cap",
+    0x08: "hardware_slowdown",
+    0x20: "heat_software",
+    0x40: "heat_hardware",
+    0x80: "power_brake",
+}
+"""Bits of NVML's clock event (throttle) reasons that slow a busy GPU down against its wish
+(``nvmlClocksEventReason...``)."""
+POWER_CAP = 0x04
+"""The one of them that is no throttling: a busy GPU that is sound runs into its power limit."""
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceLoad:
+class GpuLoad:
     """One look at a GPU; None: not known.
 
     Attributes:
+        name: as NVML or the board calls it.
         utilisation: share of the last sampling period in which anybody's work ran, 0 to 1.
         temperature_c: of the GPU.
         trip_c: temperature at which it slows down or shuts off.
         throttled: whether its clocks are held back by heat or current.
         low_power: whether the power mode holds it below what the device can.
+        memory_used_bytes: of its own memory.
+        memory_total_bytes: of its own memory; None on a Jetson, which shares the system's.
+        power_w: watts.
+        energy_j: joules since the driver was loaded.
+        reasons: words of `THROTTLE_REASONS`, the power limit among them; empty: not slowed down.
     """
 
+    name: str | None = None
     utilisation: float | None = None
     temperature_c: float | None = None
     trip_c: float | None = None
     throttled: bool | None = None
     low_power: bool | None = None
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    power_w: float | None = None
+    energy_j: float | None = None
+    reasons: tuple[str, ...] | None = None
 
 
-UNKNOWN = DeviceLoad()
+UNKNOWN = GpuLoad()
 
 
 class LoadSource(Protocol):
     """Something that can look at one GPU."""
 
-    def read(self) -> DeviceLoad:
+    def read(self) -> GpuLoad:
         """One look; takes milliseconds at most, and never raises."""
 
 
 class NoSource:
     """For devices of which nothing can be known, such as the CPU."""
 
-    def read(self) -> DeviceLoad:
+    def read(self) -> GpuLoad:
         """Nothing."""
         return UNKNOWN
 
@@ -82,21 +105,39 @@ class NvmlSource:
         self._nvml = nvml
         self._handle = handle
 
-    def read(self) -> DeviceLoad:
+    def read(self) -> GpuLoad:
         """One look; what the driver does not support is None."""
         nvml, handle = self._nvml, self._handle
-        reasons = _ask(nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", handle)
+        bits = _ask(nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", handle)
         limit = _ask(nvml, "nvmlDeviceGetEnforcedPowerLimit", handle)
         usual = _ask(nvml, "nvmlDeviceGetPowerManagementDefaultLimit", handle)
         busy = _ask(nvml, "nvmlDeviceGetUtilizationRates", handle)
         slowdown = nvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN
-        return DeviceLoad(
+        memory = _ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
+        name = _ask(nvml, "nvmlDeviceGetName", handle)
+        return GpuLoad(
+            name=name.decode() if isinstance(name, bytes) else name,
             utilisation=None if busy is None else busy.gpu / 100,
             temperature_c=_ask(nvml, "nvmlDeviceGetTemperature", handle, nvml.NVML_TEMPERATURE_GPU),
             trip_c=_ask(nvml, "nvmlDeviceGetTemperatureThreshold", handle, slowdown),
-            throttled=None if reasons is None else bool(reasons & SLOWDOWN),
+            throttled=None if bits is None else bool(throttle_reasons(bits & ~POWER_CAP)),
             low_power=None if limit is None or usual is None else limit < usual,
+            memory_used_bytes=getattr(memory, "used", None),
+            memory_total_bytes=getattr(memory, "total", None),
+            power_w=_thousandth(_ask(nvml, "nvmlDeviceGetPowerUsage", handle)),
+            energy_j=_thousandth(_ask(nvml, "nvmlDeviceGetTotalEnergyConsumption", handle)),
+            reasons=None if bits is None else throttle_reasons(bits),
         )
+
+
+def throttle_reasons(bits: int) -> tuple[str, ...]:
+    """NVML's bits as words."""
+    return tuple(word for bit, word in THROTTLE_REASONS.items() if bits & bit)
+
+
+def _thousandth(value: int | None) -> float | None:
+    """Of milliwatts or millijoules; a GPU that runs draws some, so 0 is a sensor that is none."""
+    return value / 1000 if value else None
 
 
 class JetsonSource:
@@ -130,13 +171,14 @@ class JetsonSource:
         """Whether there is anything to read."""
         return any((self._load, self._zone, self._clock, self._cooling))
 
-    def read(self) -> DeviceLoad:
+    def read(self) -> GpuLoad:
         """One look."""
         load = _number(self._load)
         heat = _number(self._zone / "temp") if self._zone else None
         states = [_number(device / "cur_state") for device in self._cooling]
         known = [state for state in states if state is not None]
-        return DeviceLoad(
+        return GpuLoad(
+            name="gpu.0",
             utilisation=None if load is None else min(load / 1000, 1.0),
             temperature_c=None if heat is None else heat / 1000,
             trip_c=self._trip_c(),
@@ -163,6 +205,57 @@ class JetsonSource:
         return None if not clocks or allowed is None else allowed < max(clocks)
 
 
+class FirstKnown:
+    """Several sources of one GPU: each value is that of the first source that knows it.
+
+    Args:
+        sources: the one that is trusted most comes first.
+    """
+
+    def __init__(self, sources: Sequence[LoadSource]) -> None:
+        self._sources = tuple(sources)
+
+    def read(self) -> GpuLoad:
+        """One look at all of them."""
+        looks = [source.read() for source in self._sources]
+        found: dict[str, Any] = {}
+        for field in fields(GpuLoad):
+            values = (getattr(look, field.name) for look in looks)
+            found[field.name] = next((value for value in values if value is not None), None)
+        return GpuLoad(**found)
+
+
+@functools.cache
+def all_sources(root: Path = ROOT) -> Mapping[str, LoadSource]:
+    """All GPUs that can be looked at, by device (``cuda:0``); opened once in a process.
+
+    Args:
+        root: root of the file system to read sysfs from.
+    """
+    return open_sources(root)
+
+
+def open_sources(
+    root: Path = ROOT, load: Callable[[str], Any] = importlib.import_module
+) -> Mapping[str, LoadSource]:
+    """As `all_sources`, opened anew.
+
+    Args:
+        root: root of the file system to read sysfs from.
+        load: imports a module; NVML's binding and pycuda are optional.
+    """
+    found: dict[str, LoadSource] = {
+        f"cuda:{number}": NvmlSource(nvml, handle)
+        for nvml, handles in [_nvml_handles(load)]
+        for number, handle in enumerate(handles)
+        if handle is not None
+    }
+    jetson = JetsonSource(root)
+    if not jetson.found:
+        return found
+    return {"cuda:0": FirstKnown([jetson, *list(found.values())[:1]])}
+
+
 def source_of(device: str, root: Path = ROOT) -> LoadSource:
     """The best source for a device; one that knows nothing where there is none.
 
@@ -170,24 +263,37 @@ def source_of(device: str, root: Path = ROOT) -> LoadSource:
         device: as ``serve.devices`` names it: ``cuda:0``, ``cpu``.
         root: root of the file system to read sysfs from.
     """
-    if not device.startswith("cuda:"):
-        return NoSource()
-    jetson = JetsonSource(root)
-    if jetson.found:
-        return jetson
-    return nvml_source(int(device.partition(":")[2])) or NoSource()
+    return all_sources(root).get(device) or NoSource()
 
 
-def nvml_source(
-    index: int, load: Callable[[str], Any] = importlib.import_module
-) -> NvmlSource | None:
-    """NVML's source of a GPU; None without its binding, its driver or that GPU."""
+def _nvml_handles(load: Callable[[str], Any]) -> tuple[Any, list[Any]]:
+    """NVML's binding, initialised, and its handles of the GPUs in CUDA's order, as far as known.
+
+    NVML counts all GPUs by their place on the bus; CUDA counts those that it may see, the fastest
+    first or in the order of ``CUDA_VISIBLE_DEVICES``. Where CUDA cannot be asked, or names no GPU
+    that NVML finds, as on a Jetson, NVML's order is taken.
+    """
     try:
         nvml = load("pynvml")
         nvml.nvmlInit()
-        return NvmlSource(nvml, nvml.nvmlDeviceGetHandleByIndex(index))
     except Exception:  # each binding and driver fails with a class of its own
-        return None
+        return None, []
+    by_bus = [_ask(nvml, "nvmlDeviceGetHandleByPciBusId", bus) for bus in _cuda_buses(load)]
+    if any(handle is not None for handle in by_bus):
+        return nvml, by_bus
+    count = _ask(nvml, "nvmlDeviceGetCount") or 0
+    return nvml, [_ask(nvml, "nvmlDeviceGetHandleByIndex", number) for number in range(count)]
+
+
+def _cuda_buses(load: Callable[[str], Any]) -> list[bytes]:
+    """PCI bus ids of the GPUs that CUDA sees, in its order; empty without pycuda or a GPU."""
+    try:
+        driver = load("pycuda.driver")
+        driver.init()
+        count = driver.Device.count()
+        return [driver.Device(number).pci_bus_id().encode() for number in range(count)]
+    except Exception:  # no binding, no driver, no GPU: each fails with a class of its own
+        return []
 
 
 class Believed:

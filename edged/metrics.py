@@ -87,6 +87,9 @@ METRICS: dict[str, Metric] = {
     "uplink_bytes_total": Metric(
         "counter", ("encoding",), "Bytes of those batches, by content encoding."
     ),
+    "uplink_unsaid_total": Metric(
+        "counter", (), "Answers and reported documents that were too large, or too many at once."
+    ),
     "uplink_refused_total": Metric(
         "counter", (), "Records that the control plane or its broker refused."
     ),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TextIO
 
 from edged.errors import OutboxError
 from edged.report.draft import StreamStats
@@ -87,8 +89,7 @@ def _export(folder: Path, file: str) -> int:
             for document in export(folder):
                 sys.stdout.write(json.dumps(document) + "\n")
             return 0
-        new = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(new, "w", encoding="ascii") as out:
+        with _opened(file) as out:
             for document in export(folder):
                 out.write(json.dumps(document) + "\n")
                 rows += 1
@@ -96,6 +97,24 @@ def _export(folder: Path, file: str) -> int:
         raise OutboxError(f"{file} cannot be written: {err.strerror}") from err
     print(f"{rows} messages are in {file}")
     return 0
+
+
+def _opened(file: str) -> TextIO:
+    """The file, empty and readable by its owner alone before anything is in it.
+
+    Raises:
+        OSError: it cannot be, or is a link, which may lead to a file of somebody else.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    out = os.fdopen(os.open(file, flags, 0o600), "w", encoding="ascii")
+    try:
+        if stat.S_ISREG(os.fstat(out.fileno()).st_mode):
+            os.fchmod(out.fileno(), 0o600)
+            out.truncate()
+    except OSError:
+        out.close()
+        raise
+    return out
 
 
 def _table(stats: dict[str, StreamStats], refused: list[Refused]) -> list[str]:

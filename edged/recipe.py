@@ -335,6 +335,11 @@ class Recipe(_Strict):
         return self
 
     @property
+    def buckets(self) -> tuple[int, ...]:
+        """Lengths that samples are padded to, ascending; none where the length is fixed."""
+        return next((spec.buckets for spec in self.input if spec.length), ())
+
+    @property
     def model_path(self) -> Path:
         """The ONNX file."""
         return self.folder / self.model.file

@@ -131,7 +131,7 @@ class ServeSettings(_Section):
         return self
 
 
-_MODE = r"(latency|balanced|eco|use-the-slo|\d+(\.\d+)?)"
+_MODE = r"(latency|balanced|eco|use-the-slo|\d{1,9}(\.\d{1,9})?)"
 
 
 class TimerSettings(_Section):
@@ -220,7 +220,7 @@ LIVE = frozenset(
 """Settings that SIGHUP takes over; the others need a restart. docs/settings.md marks them."""
 
 LOCAL_SECTIONS = frozenset({"device", "broker", "uplink", "outbox", "paths"})
-LOCAL_SETTINGS = frozenset({"serve.reply_prefixes"})
+LOCAL_SETTINGS = frozenset({"serve.reply_prefixes", "serve.devices"})
 """Sections and settings that the control plane may not change: a wrong value would cut the device
 off, or widen what it may be made to publish."""
 

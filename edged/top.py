@@ -68,8 +68,9 @@ def run(options: TopOptions, out: TextIO = sys.stdout) -> int:
                 if seen:
                     continue  # what is shown stays; the head says how old it is
                 raise BrokerError(
-                    f"no telemetry of {endpoint.device!r} within {options.timeout_s:g} s; is it "
-                    "running, and report.telemetry_interval_s shorter than --timeout?"
+                    f"no telemetry of {endpoint.device!r} within {options.timeout_s:g} s; is that "
+                    "its name (device.name), is it running, and report.telemetry_interval_s "
+                    "shorter than --timeout?"
                 )
             seen, text = watch.shown()
             out.write(text if options.once or not out.isatty() else CLEAR + text)
@@ -154,7 +155,7 @@ def rows(earlier: Document | None, later: Document) -> list[Row]:
         passed_s -= 0.0 if restarted else before_s
     found = []
     models = _member(later, "models")
-    for queue in sorted(models):
+    for queue in sorted(models, key=_by_length):
         devices = _member(models, queue)
         model = queue.split("@")[0]
         traffic = _traffic(earlier, later, model, passed_s)
@@ -165,6 +166,12 @@ def rows(earlier: Document | None, later: Document) -> list[Row]:
             found.append((queue, device, *traffic, *_timer(state), *_load(load),
                           closed_by(before, state)))  # fmt: skip
     return found
+
+
+def _by_length(queue: str) -> tuple[str, int]:
+    """``model@8`` before ``model@12``."""
+    model, _, length = queue.partition("@")
+    return model, int(length) if length.isdecimal() else 0
 
 
 def _traffic(earlier: Document | None, later: Document, model: str, passed_s: float) -> Row:

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 _FROM_MANIFEST = {
     "model", "key", "created", "runner", "fingerprint", "precision", "asked", "slo_ms", "slo_batch",
-    "sources", "stages", "verdict", "latency_ms", "notes",
+    "sources", "stages", "verdict", "latency_ms",
+    "shorter_latency_ms", "notes",
 }  # fmt: skip
 _BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1.0}
 _PEAKS_VERSION = 1
@@ -255,7 +256,7 @@ def _roofline(outcome: Outcome) -> dict[str, Any] | None:
     except EdgedError as err:
         shop.build.tell(f"no roofline: {err.message}", 0.97)
         return None
-    layers = linear_work(shop.graphs.single)
+    layers = linear_work(shop.graphs.single, max((0, *shop.build.recipe.buckets)))
     batch = outcome.decision.batch
     points = [
         {

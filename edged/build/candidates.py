@@ -14,6 +14,7 @@ import numpy as np
 from edged.build.build_run import BuildRun
 from edged.build.dataset import model_inputs
 from edged.build.identity import sha256
+from edged.build.lengths import ByLength
 from edged.build.plan import PlanLayer, fallen_back
 from edged.build.precision import Variant
 from edged.build.stages import Stages
@@ -24,7 +25,6 @@ from edged.runners import Runner, run_batch
 
 if TYPE_CHECKING:
     from edged.build.graphs import ModelGraphs
-    from edged.build.verify import Comparison
 
 _GOLDEN_SAMPLES = 8
 
@@ -35,7 +35,7 @@ class Candidate:
 
     Attributes:
         made: its file.
-        runner: it, opened; whoever has the candidate closes it.
+        runners: it, opened, by length; whoever has the candidate closes them.
         verdict: on the held-out split.
         qdq: TensorRT in INT8: the metrics of the Q/DQ graph in ONNX Runtime, and the engine's
             ``sqnr_db`` against that; what is lost there is quantization's, what is lost between
@@ -47,13 +47,18 @@ class Candidate:
     """
 
     made: Made
-    runner: Runner
+    runners: ByLength
     verdict: Verdict
     kept: dict[str, str]
     folder: Path
     qdq: dict[str, float] = field(default_factory=dict)
     fallen: dict[str, str] = field(default_factory=dict)
     stage: str = ""
+
+    @property
+    def runner(self) -> Runner:
+        """For the largest length, where that is variable."""
+        return self.runners.largest
 
     @property
     def cache(self) -> bytes | None:
@@ -96,16 +101,17 @@ class Workshop:
             fallen = self._check_precision(variant, made)
         with build.stage("load", f"loading the engine in {variant}", 0.7):
             runner = target.open(order, made)
+        runners = ByLength(runner, build.recipe)
         try:
             with build.stage("warm up", f"warming the engine in {variant}", 0.72):
                 runner.prepare(lambda _done, _total: None)
-            verdict, qdq = self._verify(variant, runner)
+            verdict, qdq = self._verify(variant, runners)
             _require_pass(verdict)
         except BaseException:
-            runner.close()
+            runners.close()
             raise
         stage = self.stages.used.get(f"engine-{slug}", "")
-        return Candidate(made, runner, verdict, kept, folder, qdq, fallen, stage)
+        return Candidate(made, runners, verdict, kept, folder, qdq, fallen, stage)
 
     def _made(self, order: Order) -> Made:
         """The engine file and its layers; from the stages if nothing that they need has changed."""
@@ -152,9 +158,9 @@ class Workshop:
             )
         return fallen
 
-    def _verify(self, variant: Variant, runner: Runner) -> tuple[Verdict, dict[str, float]]:
+    def _verify(self, variant: Variant, runners: ByLength) -> tuple[Verdict, dict[str, float]]:
         """Compares with the FP32 model, and in INT8 on TensorRT with the Q/DQ graph."""
-        from edged.build.verify import judge
+        from edged.build.compare import compare
         from edged.runners.onnx import FloatGraph
 
         build, recipe = self.build, self.build.recipe
@@ -163,18 +169,19 @@ class Workshop:
             reference, qdq = FloatGraph(self.graphs.reference), None
             if self.target.runner == "tensorrt" and variant.precision == "int8":
                 qdq = FloatGraph(self.graphs.quantized.model)
-            engine = _compare(build, reference, runner, qdq)
-            verdict = judge(engine[0].metrics(), engine[0].samples, recipe.verify)
-        found = dict(engine[1].metrics()) if qdq else {}
+            compared = compare(build, reference, runners, qdq)
+            verdict = compared.verdict(recipe.verify)
+        found = dict(compared.qdq.metrics()) if qdq else {}
         if qdq:
-            found["engine_sqnr_db"] = engine[2].metrics()["sqnr_db"]
+            found["engine_sqnr_db"] = compared.builder.metrics()["sqnr_db"]
         return verdict, found
 
     def golden(self, runner: Runner) -> bytes:
         """A few samples and what the engine answers, to be compared when it is loaded to serve."""
         heldout = self.build.dataset.heldout
         batch = next(iter(heldout.batches(min(_GOLDEN_SAMPLES, runner.max_batch))))
-        inputs = model_inputs(batch.inputs, self.build.recipe.input)
+        recipe = self.build.recipe
+        inputs = model_inputs(batch, recipe.input, max((0, *recipe.buckets)))
         outputs = run_batch(runner, inputs).outputs
         arrays = {f"in:{name}": rows for name, rows in inputs.items()}
         arrays |= {f"out:{name}": rows for name, rows in outputs.items()}
@@ -194,31 +201,16 @@ def verify(build: BuildRun, reference: bytes, runner: Runner) -> Verdict:
     Raises:
         BuildError: the outputs are not of one form, or not finite.
     """
-    from edged.build.verify import judge
+    from edged.build.compare import compare
     from edged.runners.onnx import FloatGraph
 
-    with build.stage("verify", f"verifying on {len(build.dataset.heldout)} samples", 0.9):
-        (comparison, *_) = _compare(build, FloatGraph(reference), runner, None)
-        return judge(comparison.metrics(), comparison.samples, build.recipe.verify)
-
-
-def _compare(
-    build: BuildRun, reference: Any, runner: Runner, qdq: Any
-) -> tuple[Comparison, Comparison, Comparison]:
-    """FP32 against the engine, FP32 against the Q/DQ graph, and that against the engine."""
-    from edged.build.verify import Comparison
-
-    names = [spec.name for spec in build.recipe.output]
-    found = (Comparison(names[0]), Comparison(names[0]), Comparison(names[0]))
-    for batch in build.dataset.heldout.batches(build.recipe.engine.max_batch):
-        inputs = model_inputs(batch.inputs, build.recipe.input)
-        outputs, wanted = run_batch(runner, inputs).outputs, reference.run(inputs, names)
-        found[0].add(wanted, outputs, batch.labels)
-        if qdq is not None:
-            quantized = qdq.run(inputs, names)
-            found[1].add(wanted, quantized, batch.labels)
-            found[2].add(quantized, outputs)
-    return found
+    runners = ByLength(runner, build.recipe)
+    try:
+        with build.stage("verify", f"verifying on {len(build.dataset.heldout)} samples", 0.9):
+            found = compare(build, FloatGraph(reference), runners)
+            return found.verdict(build.recipe.verify)
+    finally:
+        runners.close_others()
 
 
 def _require_pass(verdict: Verdict) -> None:

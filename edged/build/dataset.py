@@ -9,18 +9,20 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edged.build.dataset_files import Array, Labels, SampleFile, SampleFileSpec, open_samples
 from edged.build.sample_function import ENTRY_POINT, open_function
 from edged.errors import BuildError
-from edged.preprocess import into
-from edged.recipe import DTYPES, InputSpec, explain
+from edged.recipe import InputSpec, explain
+from edged.runners import input_specs
+from edged.staging import stage
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -89,13 +91,23 @@ class SampleBatch:
     Attributes:
         inputs: ``[n, *shape]`` by input name.
         labels: class index of each, int64 ``[n]``; None where the split has none.
+        lengths: of each, int64 ``[n]``; None where the length is fixed.
+        padded: what the model's inputs are padded to, 0 where the length is fixed.
     """
 
     inputs: Mapping[str, Array]
     labels: Labels | None
+    lengths: Labels | None = None
+    padded: int = 0
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
+
+    def up_to(self, length: int) -> SampleBatch:
+        """Those samples, cut where they are longer: for measurements of time."""
+        if self.lengths is None:
+            return self
+        return replace(self, lengths=np.minimum(self.lengths, length), padded=length)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +117,13 @@ class Split:
     Attributes:
         name: ``calibration`` or ``heldout``.
         files: its opened sample files.
+        buckets: lengths that samples are padded to, ascending, the largest one last; empty: not
+            padded, and a batch holds samples of one length.
     """
 
     name: str
     files: tuple[SampleFile, ...]
+    buckets: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return sum(file.spec.count for file in self.files)
@@ -124,7 +139,7 @@ class Split:
     def batches(
         self, size: int, limit: int | None = None, part: Part = "all"
     ) -> Iterator[SampleBatch]:
-        """Streams the samples; no batch spans two files.
+        """Streams the samples; no batch spans two files or two padded lengths.
 
         Args:
             size: most samples in a batch.
@@ -146,11 +161,28 @@ class Split:
         for file in self.files:
             stop = start + file.spec.count
             here = chosen[(chosen >= start) & (chosen < stop)] - start
-            for at in range(0, len(here), size):
-                index = here[at : at + size]
-                labels = file.labels[index] if self.labelled and file.labels is not None else None
-                yield SampleBatch(file.read(index), labels)
+            for padded, alike in self._by_length(file, here):
+                for at in range(0, len(alike), size):
+                    yield self._batch(file, alike[at : at + size], padded)
             start = stop
+
+    def _by_length(
+        self, file: SampleFile, index: npt.NDArray[np.intp]
+    ) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
+        """Samples of a file by what they are padded to, shortest first."""
+        if file.lengths is None:
+            yield 0, index
+            return
+        padded = np.asarray(file.lengths[index])
+        if self.buckets:
+            padded = np.asarray(self.buckets)[np.searchsorted(self.buckets, padded)]
+        for length in np.unique(padded):
+            yield int(length), index[padded == length]
+
+    def _batch(self, file: SampleFile, index: npt.NDArray[np.intp], padded: int) -> SampleBatch:
+        labels = file.labels[index] if self.labelled and file.labels is not None else None
+        lengths = None if file.lengths is None else np.asarray(file.lengths[index])
+        return SampleBatch(file.read(index), labels, lengths, padded)
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,11 +224,15 @@ def load_dataset(folder: Path, inputs: Sequence[InputSpec]) -> Dataset:
             small.
     """
     spec = _read_spec(folder / "dataset.toml")
-    splits = [
-        Split(name, _open(folder, part, inputs))
-        for name, part in (("calibration", spec.calibration), ("heldout", spec.heldout))
-    ]
-    calibration, heldout = splits
+    variable = next((item for item in inputs if item.length is not None), None)
+    buckets = variable.buckets if variable else ()
+    # What lies behind a mask is nothing that the model computes with: its ranges are those of the
+    # data alone. Without one the padding is data to the model, in calibration as in serving.
+    masked = all(item.length is None or item.length.mask for item in inputs)
+    calibration = Split(
+        "calibration", _open(folder, spec.calibration, inputs), () if masked else buckets
+    )
+    heldout = Split("heldout", _open(folder, spec.heldout, inputs), buckets)
     if len(calibration) < FEWEST_CALIBRATION:
         raise BuildError(
             f"the calibration split has {len(calibration)} samples, at least {FEWEST_CALIBRATION} "
@@ -252,20 +288,29 @@ def _warnings(calibration: Split, heldout: Split) -> tuple[str, ...]:
     return tuple(found)
 
 
-def model_inputs(batch: Mapping[str, Array], inputs: Sequence[InputSpec]) -> dict[str, Array]:
+def model_inputs(
+    batch: SampleBatch, inputs: Sequence[InputSpec], padded: int = 0
+) -> dict[str, Array]:
     """Samples as requests carry them -> the model's inputs, by the code that serving uses.
 
     Args:
-        batch: ``[n, *shape]`` by input name.
+        batch: from `Split.batches`.
         inputs: the recipe's inputs.
+        padded: length to pad to where that is variable; 0: the batch's own.
 
     Returns:
-        ``[n, *model_shape]`` by input name, of the dtypes that the model takes.
+        ``[n, *model_shape]`` by input name, masks included, of the dtypes that the model takes.
     """
-    ready: dict[str, Array] = {}
+    ready = {
+        spec.name: np.empty((len(batch), *spec.shape), spec.dtype)
+        for spec in input_specs(inputs, padded or batch.padded)
+    }
     for spec in inputs:
-        rows = batch[spec.name]
-        out = np.empty((len(rows), *spec.model_shape), DTYPES[spec.model_datatype])
-        into(rows, out, scale=spec.scale, offset=spec.offset, transpose=spec.transpose)
-        ready[spec.name] = out
+        rows = batch.inputs[spec.name]
+        if spec.length is None or batch.lengths is None:
+            stage(spec, rows, ready, 0)
+            continue
+        for at, length in enumerate(batch.lengths):
+            here = np.moveaxis(rows[at : at + 1], spec.length.axis + 1, 1)[:, :length]
+            stage(spec, np.moveaxis(here, 1, spec.length.axis + 1), ready, at, int(length))
     return ready

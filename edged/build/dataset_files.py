@@ -11,7 +11,7 @@ import csv
 import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Protocol, cast
 
@@ -29,6 +29,8 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 LABELS = "labels"
 """Name of the labels' array in an ``.npz``."""
+LENGTHS = "lengths"
+"""Name of the samples' lengths in an ``.npz``, for inputs of variable length."""
 LABELS_CSV = "labels.csv"
 """Labels of a folder of images: a header ``file,label``, then a line for each image."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -84,19 +86,30 @@ class SampleFile:
         spec: what dataset.toml says of it.
         rows: samples by input name.
         labels: class index of each sample, if it brings them.
+        lengths: of each sample, where the recipe's inputs are of variable length.
+        axes: by such an input, the axis of ``[n, *shape]`` that the lengths are along.
     """
 
     spec: SampleFileSpec
     rows: Mapping[str, Rows]
     labels: Labels | None
+    lengths: Labels | None = None
+    axes: Mapping[str, int] = field(default_factory=dict)
 
     def read(self, index: npt.NDArray[np.intp]) -> dict[str, Array]:
         """The samples at these positions, by input name, ``[n, *shape]`` as requests carry them.
+
+        Where lengths are variable, they are zero behind each one's own length, whatever lies there.
 
         Raises:
             BuildError: a value is NaN or infinite, or an image cannot be decoded.
         """
         batch = {name: np.asarray(rows[index]) for name, rows in self.rows.items()}
+        if self.lengths is not None:
+            batch |= {
+                name: cut(batch[name], self.lengths[index], axis)
+                for name, axis in self.axes.items()
+            }
         for name, values in batch.items():
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 flat = values.reshape(len(values), -1)
@@ -135,6 +148,9 @@ def open_samples(folder: Path, spec: SampleFileSpec, inputs: Sequence[InputSpec]
         ) from err
     names = {item.name for item in inputs}
     labels = None if LABELS in names else arrays.pop(LABELS, None)
+    lengths = None
+    if any(item.length is not None for item in inputs) and LENGTHS not in names:
+        lengths = arrays.pop(LENGTHS, None)
     if set(arrays) != names:
         raise BuildError(
             f"{spec.path} holds the arrays {sorted(arrays)}, the recipe has the inputs "
@@ -142,7 +158,28 @@ def open_samples(folder: Path, spec: SampleFileSpec, inputs: Sequence[InputSpec]
         )
     for item in inputs:
         _check_array(spec, item, arrays[item.name])
-    return SampleFile(spec, arrays, _checked_labels(spec, labels))
+    axes = length_axes(inputs)
+    found = _checked_lengths(spec, lengths, {n: arrays[n].shape[at] for n, at in axes.items()})
+    return SampleFile(spec, arrays, _checked_labels(spec, labels), found, axes)
+
+
+def length_axes(inputs: Sequence[InputSpec]) -> dict[str, int]:
+    """By input of variable length, the axis of ``[n, *shape]`` that it is along."""
+    return {item.name: item.length.axis + 1 for item in inputs if item.length is not None}
+
+
+def cut(rows: Array, lengths: Labels, axis: int) -> Array:
+    """Samples with zeros behind their lengths, ``[n, *shape]``; a copy.
+
+    Args:
+        rows: samples, or outputs of a model.
+        lengths: of each.
+        axis: of ``rows``, that the lengths are along.
+    """
+    kept = np.array(rows)
+    behind = np.arange(rows.shape[axis]) >= lengths[:, None]
+    np.moveaxis(kept, axis, 1)[behind] = 0
+    return kept
 
 
 def file_digest(path: Path) -> str:
@@ -216,16 +253,54 @@ def _check_array(spec: SampleFileSpec, item: InputSpec, array: Array) -> None:
             f"{spec.path}: input {item.name!r} has dtype {array.dtype}, the recipe says "
             f"{item.datatype} ({wanted}); save it as that"
         )
-    if array.ndim == 0 or array.shape[1:] != item.shape:
+    if array.ndim == 0 or not fits(array.shape[1:], item):
+        sizes = ["n", *map(str, item.shape)]
+        if item.length is not None:
+            sizes[item.length.axis + 1] = f"1..{item.max_length}"
         raise BuildError(
             f"{spec.path}: input {item.name!r} has shape {list(array.shape)}, wanted is "
-            f"[n, {', '.join(map(str, item.shape))}], samples as a request carries them"
+            f"[{', '.join(sizes)}], samples as a request carries them"
         )
     if len(array) != spec.count:
         raise BuildError(
             f"{spec.path}: input {item.name!r} has {len(array)} samples, dataset.toml says count "
             f"= {spec.count}; correct one of them"
         )
+
+
+def fits(shape: Sequence[int], item: InputSpec) -> bool:
+    """Whether a sample is of an input's shape, of any of the lengths that it may have."""
+    wanted = list(item.shape)
+    if item.length is not None and len(shape) == len(wanted):
+        wanted[item.length.axis] = min(max(1, shape[item.length.axis]), item.max_length)
+    return list(shape) == wanted
+
+
+def _checked_lengths(
+    spec: SampleFileSpec, lengths: Array | None, sizes: Mapping[str, int]
+) -> Labels | None:
+    """Lengths of the samples; ``sizes``: what the arrays have along their axes."""
+    if not sizes:
+        return None
+    most = min(sizes.values())
+    if lengths is None and len(set(sizes.values())) == 1:
+        return np.full(spec.count, most, np.int64)
+    if lengths is None:
+        raise BuildError(
+            f"{spec.path}: its inputs have different sizes along their variable axes, {sizes}; add "
+            f"an array {LENGTHS!r} with the length of each sample, or cut them to one size"
+        )
+    if lengths.dtype != np.int64 or lengths.shape != (spec.count,):
+        raise BuildError(
+            f"{spec.path}: {LENGTHS!r} is {lengths.dtype} {list(lengths.shape)}, wanted is int64 "
+            f"[{spec.count}], the length of each sample"
+        )
+    if not 1 <= lengths.min() <= lengths.max() <= most:
+        raise BuildError(
+            f"{spec.path}: lengths go from {lengths.min()} to {lengths.max()}, allowed are 1 to "
+            f"{most}, what the arrays hold of each sample"
+        )
+    return cast(Labels, lengths)
 
 
 def _checked_labels(spec: SampleFileSpec, labels: Array | None) -> Labels | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -26,7 +26,7 @@ from edged.build.identity import (
     sha256,
 )
 from edged.build.int8 import Int8Line
-from edged.build.normalise import normalise
+from edged.build.normalise import SampleShape, normalise
 from edged.build.placement import Placement
 from edged.build.plan import TypedGraphs
 from edged.build.precision import Variant
@@ -34,7 +34,8 @@ from edged.build.ranges import Ranges
 from edged.build.sensitivity import LayerCost
 from edged.build.stages import Stages
 from edged.errors import BuildError
-from edged.runners import Array
+from edged.recipe import Recipe
+from edged.runners import Array, input_specs
 from edged.runners.onnx import FloatGraph
 
 _BATCH = 16  # bounds what calibration holds of all activations at once
@@ -178,7 +179,7 @@ class ModelGraphs:
     @cached_property
     def _normal_form(self) -> bytes:
         recipe = self._build.recipe
-        shapes = {spec.name: spec.model_shape for spec in recipe.input}
+        shapes = _shapes(recipe)
 
         def make() -> bytes:
             source = self._source
@@ -199,9 +200,11 @@ class ModelGraphs:
         recipe = self._build.recipe
         names = [spec.name for spec in recipe.output]
         graph = FloatGraph(model)
-        batch = next(iter(self._build.dataset.calibration.batches(2)))
+        # Of whatever lengths the first two are: both are padded to the largest one.
+        split = replace(self._build.dataset.calibration, buckets=recipe.buckets[-1:])
+        batch = next(iter(split.batches(2)))
         if len(batch) == 2:
-            pair = model_inputs(batch.inputs, recipe.input)
+            pair = model_inputs(batch, recipe.input)
             check_batch_axis(lambda inputs: graph.run(inputs, names), pair)
 
     @cached_property
@@ -223,10 +226,23 @@ class ModelGraphs:
         split = self._build.dataset.calibration
         total, done = min(limit, len(split)), 0
         for batch in split.batches(size, limit):
-            yield model_inputs(batch.inputs, self._build.recipe.input)
+            yield model_inputs(batch, self._build.recipe.input)
             done += len(batch)
             sentence = f"{verb} {done} of {total} samples"
             self._build.tell(sentence, begin + width * done / total)
+
+
+def _shapes(recipe: Recipe) -> dict[str, SampleShape]:
+    """Of one sample as the model takes it, by input, masks included."""
+    variable = {spec.name: spec.model_axis for spec in recipe.input if spec.length is not None}
+    known = {spec.name for spec in recipe.input}
+    shapes: dict[str, SampleShape] = {}
+    for spec in input_specs(recipe.input):
+        axis = variable.get(spec.name, -1 if spec.name in known else 0)
+        shapes[spec.name] = tuple(
+            onnx_graph.LENGTH if at == axis else size for at, size in enumerate(spec.shape)
+        )
+    return shapes
 
 
 def _plain(value: Any) -> Any:

@@ -30,6 +30,10 @@ def manifest_of(outcome: Outcome, key: str) -> Manifest:
     engine = recipe.engine
     times = medians(outcome.timings[variant])
     curve = LatencyCurve.measured(times.items(), stepped=bool(taken.runner.sizes))
+    shorter = {
+        str(length): _milliseconds(LatencyCurve.measured(medians(rounds).items()))
+        for length, rounds in outcome.shorter.items()
+    }
     return Manifest(
         model=recipe.name,
         key=key,
@@ -51,13 +55,18 @@ def manifest_of(outcome: Outcome, key: str) -> Manifest:
         slo_ms=engine.slo_ms,
         refuse_nonfinite=engine.refuse_nonfinite,
         freshness=engine.freshness,
-        latency_ms={
-            str(size): round(seconds * 1e3, 4)
-            for size, seconds in zip(curve.sizes, curve.seconds, strict=True)
-        },
+        latency_ms=_milliseconds(curve),
+        shorter_latency_ms=shorter,
         quantized=outcome.quantized,
         verdict=taken.verdict,
     )
+
+
+def _milliseconds(curve: LatencyCurve) -> dict[str, float]:
+    return {
+        str(size): round(seconds * 1e3, 4)
+        for size, seconds in zip(curve.sizes, curve.seconds, strict=True)
+    }
 
 
 def files_of(outcome: Outcome, manifest: Manifest) -> dict[str, bytes]:

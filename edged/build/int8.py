@@ -27,7 +27,7 @@ from edged.build.ranges import Ranges, TensorRange, read_ranges, write_ranges
 from edged.build.sensitivity import LayerCost, ScanState, fit, scan
 from edged.build_options import QuantizeOptions
 from edged.engine_store import BUILT
-from edged.runners import Array
+from edged.runners import Array, input_specs
 from edged.runners.onnx import FloatGraph
 
 STATE_FILE = ".sensitivity.json"
@@ -179,7 +179,7 @@ class Int8Line:
         self, tensors: Sequence[str], part: Part = "all", before: Collected | None = None
     ) -> Collected:
         options = self._build.recipe.calibrate
-        inputs = {spec.name for spec in self._build.recipe.input}
+        inputs = {spec.name for spec in input_specs(self._build.recipe.input)}
         observed = with_observers(self._model, [t for t in tensors if t not in inputs])
         graph = FloatGraph(observed.model)
         return collect(
@@ -206,7 +206,7 @@ class Int8Line:
     def _holdout(self) -> Holdout:
         recipe, split = self._build.recipe, self._build.dataset.calibration
         batches = (
-            (model_inputs(batch.inputs, recipe.input), batch.labels)
+            (model_inputs(batch, recipe.input), batch.labels)
             for batch in split.batches(_BATCH, recipe.calibrate.samples, "held back")
         )
         outputs = tuple(spec.name for spec in recipe.output)
@@ -279,7 +279,7 @@ class Int8Line:
         split = self._build.dataset.calibration
         total, done = min(limit, len(split)), 0
         for batch in split.batches(_BATCH, limit, part):
-            yield model_inputs(batch.inputs, self._build.recipe.input)
+            yield model_inputs(batch, self._build.recipe.input)
             done += len(batch)
             self._tell(0.06, 0.38, f"{verb} {done} of {total} samples", done / total)
 

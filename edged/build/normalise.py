@@ -17,11 +17,14 @@ import onnx
 from onnx import numpy_helper, shape_inference, version_converter
 from onnx.reference import ReferenceEvaluator
 
-from edged.build.onnx_graph import GraphIndex, constant_array, first_line, inputs_of
+from edged.build.onnx_graph import LENGTH, GraphIndex, constant_array, first_line, inputs_of
 from edged.errors import BuildError
 
 MIN_OPSET = 13  # per-channel QuantizeLinear
 BATCH = "batch"
+
+SampleShape = tuple["int | str", ...]
+"""Sizes, or a symbol where one is not fixed."""
 
 _MIN_IR_VERSION = 7  # the first that knows opset 13
 _FOLDABLE = {
@@ -32,13 +35,14 @@ _FOLDABLE = {
 
 
 def normalise(
-    source: onnx.ModelProto, inputs: Mapping[str, tuple[int, ...]], *, reshape: bool = False
+    source: onnx.ModelProto, inputs: Mapping[str, SampleShape], *, reshape: bool = False
 ) -> onnx.ModelProto:
     """Brings a model into the form above.
 
     Args:
         source: as `load_model` gives it; not changed.
-        inputs: one sample's shape by input name, without the batch axis, from the recipe.
+        inputs: one sample's shape by input name, without the batch axis, from the recipe; `LENGTH`
+            at an axis of variable length.
         reshape: whether shapes that the model declares otherwise, a fixed batch axis among them,
             give way to the recipe's.
 
@@ -196,7 +200,7 @@ def _forget_shapes(graph: onnx.GraphProto) -> None:
             dim.Clear()
 
 
-def _set_shapes(graph: onnx.GraphProto, inputs: Mapping[str, tuple[int, ...]]) -> None:
+def _set_shapes(graph: onnx.GraphProto, inputs: Mapping[str, SampleShape]) -> None:
     found = {item.name: item for item in graph.input}
     if set(found) != set(inputs):
         raise BuildError(
@@ -212,12 +216,18 @@ def _set_shapes(graph: onnx.GraphProto, inputs: Mapping[str, tuple[int, ...]]) -
     del graph.value_info[:]
 
 
-def _set_input_shape(item: onnx.ValueInfoProto, shape: tuple[int, ...]) -> None:
+def _set_input_shape(item: onnx.ValueInfoProto, shape: SampleShape) -> None:
     dims = item.type.tensor_type.shape.dim
     if not item.type.tensor_type.HasField("shape"):
         dims.extend(onnx.TensorShapeProto.Dimension() for _ in range(len(shape) + 1))
     declared = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
     wanted = (None, *shape)
+    if len(declared) == len(wanted) and LENGTH in shape and declared[shape.index(LENGTH) + 1]:
+        raise BuildError(
+            f"input {item.name!r} of the model has a fixed size, {declared}, at the axis that the "
+            "recipe calls variable ([input.length]); export the model with that axis dynamic, or "
+            "set reshape = true under [model] to have it freed"
+        )
     fits = len(declared) == len(wanted) and all(
         have in {None, want} for have, want in zip(declared[1:], shape, strict=True)
     )
@@ -236,7 +246,7 @@ def _set_input_shape(item: onnx.ValueInfoProto, shape: tuple[int, ...]) -> None:
         )
     for dim, size in zip(dims, wanted, strict=True):
         dim.Clear()
-        if size is None:
-            dim.dim_param = BATCH
+        if size is None or isinstance(size, str):
+            dim.dim_param = size or BATCH
         else:
             dim.dim_value = size

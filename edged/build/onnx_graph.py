@@ -11,6 +11,9 @@ from onnx import numpy_helper
 
 from edged.errors import BuildError
 
+LENGTH = "length"
+"""The symbol of all axes of variable length in a normalised model."""
+
 
 class GraphIndex:
     """Who makes and who reads each tensor of a graph; built once, not kept up to date."""

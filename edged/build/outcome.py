@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edged.build.candidates import Candidate, Workshop
 from edged.build.choice import Decision, Rounds
 from edged.build.precision import Found, Variant
+from edged.build.verify import LEAST_PADDING_DB, PADDING
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,14 @@ class Outcome:
         found: candidates that passed, and why the others did not.
         timings: of those that passed.
         decision: which one is installed.
+        shorter: its timings at each padded length below the largest one, where that is variable.
     """
 
     shop: Workshop
     found: Found[Candidate]
     timings: Mapping[Variant, Rounds]
     decision: Decision
+    shorter: Mapping[int, Rounds] = field(default_factory=dict)
 
     @property
     def taken(self) -> Candidate:
@@ -34,7 +37,7 @@ class Outcome:
     @property
     def notes(self) -> tuple[str, ...]:
         """What an operator should know, a sentence each."""
-        return (*self.found.notes(), *self.decision.reasons, *_lost(self))
+        return (*self.found.notes(), *self.decision.reasons, *_lost(self), *_lengths(self))
 
     @property
     def quantized(self) -> tuple[str, ...]:
@@ -56,3 +59,23 @@ def _lost(outcome: Outcome) -> tuple[str, ...]:
     name, how = next(iter(taken.fallen.items()))
     count = f"{len(taken.fallen)} of {len(quantized)} quantized layers"
     return (f"{count} run in float by TensorRT's own account, e.g. {name!r}: {how}",)
+
+
+def _lengths(outcome: Outcome) -> tuple[str, ...]:
+    """What is not known, or not as it should be, of inputs of variable length."""
+    metrics = outcome.taken.verdict.metrics
+    unseen = [
+        length for length in outcome.shop.build.recipe.buckets if f"samples@{length}" not in metrics
+    ]
+    notes = []
+    if unseen:
+        notes.append(
+            f"not verified at length {', '.join(map(str, unseen))}: no held-out sample is padded "
+            "to it"
+        )
+    if metrics.get(PADDING, LEAST_PADDING_DB) < LEAST_PADDING_DB:
+        notes.append(
+            f"padding changes the answers of the FP32 model itself ({metrics[PADDING]:.1f} dB "
+            "between padded and unpadded samples): it does not apply its mask everywhere"
+        )
+    return tuple(notes)

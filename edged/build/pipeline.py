@@ -28,14 +28,18 @@ from edged.build.memory import available_bytes, child_memory_bytes
 from edged.build.plan_process import BuildLimits
 from edged.build.precision import Found, Ladder, Variant, attempt_all, ladders
 from edged.build.stages import STAGES, Stages
-from edged.build.target import Target, choose_target
+from edged.build.target import Target, choose_target, onnx_target
 from edged.engine_store import BUILT, Engine, EngineStore, Verdict
 from edged.errors import BuildError, BuildStoppedError, EngineRefusedError
 from edged.recipe import WantedPrecision
-from edged.runners import Runner, fingerprint, load
+from edged.runners import Array, Runner, fingerprint, load
 
 if TYPE_CHECKING:
     from edged.build.candidates import Candidate, Workshop
+
+
+_NO_LENGTHS = "inputs of variable length ([input.length]) are not built for TensorRT yet"
+_SHORTER_ROUNDS = 3  # nothing is decided by these times
 
 
 @dataclass(frozen=True)
@@ -81,16 +85,20 @@ def build_model(
 
     Raises:
         ConfigError: the recipe is missing or wrong.
-        BuildError: a source is wrong, no engine passed its gates, or it cannot be written; the
-            engine that served before stays.
+        BuildError: a source is wrong, the runner cannot have such a model, no engine passed its
+            gates, or it cannot be written; the engine that served before stays.
         BuildStoppedError: the builder was killed, ran into a limit or was cancelled; likewise.
         EngineRefusedError: the runtime that the engine is for cannot be used.
     """
     build = open_build(name, engines, calib, progress, precision)
     limits = limits or BuildLimits(memory_bytes=child_memory_bytes(available_bytes()))
-    return build_for(
-        choose_target(runner, device, limits), build, EngineStore(engines), force=force
-    )
+    if not build.recipe.buckets or runner == "onnx":
+        target = choose_target(runner, device, limits)
+    elif runner == "auto":
+        target = onnx_target(f"for ONNX Runtime, since {_NO_LENGTHS}")
+    else:
+        raise BuildError(f"model {name!r}: {_NO_LENGTHS}; build it for ONNX Runtime")
+    return build_for(target, build, EngineStore(engines), force=force)
 
 
 def build_for(
@@ -215,7 +223,7 @@ def _run(store: EngineStore, build: BuildRun, target: Target, *, force: bool) ->
 
         def attempt(variant: Variant) -> Candidate:
             candidate = shop.make(variant)
-            opened.callback(candidate.runner.close)
+            opened.callback(candidate.runners.close)
             return candidate
 
         found = attempt_all(wanted, attempt)
@@ -248,7 +256,9 @@ def _install(store: EngineStore, shop: Workshop, found: Found[Candidate]) -> Eng
 
     build = shop.build
     timings = _time(build, found)
-    outcome = Outcome(shop, found, timings, choose(timings, build.recipe.engine.slo_ms / 1e3))
+    decision = choose(timings, build.recipe.engine.slo_ms / 1e3)
+    shorter = _time_shorter(build, found.passed[decision.variant])
+    outcome = Outcome(shop, found, timings, decision, shorter)
     with build.stage("report", "writing the report", 0.95):
         manifest = manifest_of(outcome, _key(build, shop.target))
         files = files_of(outcome, manifest)
@@ -257,18 +267,43 @@ def _install(store: EngineStore, shop: Workshop, found: Found[Candidate]) -> Eng
 
 
 def _time(build: BuildRun, found: Found[Candidate]) -> dict[Variant, Rounds]:
-    from edged.build.dataset import model_inputs
     from edged.build.timing import time_in_turn
 
     recipe = build.recipe
     sizes = recipe.engine.warm_sizes
     named = {str(variant): variant for variant in found.passed}
     with build.stage("measure", f"timing {', '.join(named)} at {len(sizes)} batch sizes", 0.8):
-        batch = next(iter(build.dataset.heldout.batches(recipe.engine.max_batch)))
         times = time_in_turn(
             {name: found.passed[variant].runner for name, variant in named.items()},
-            model_inputs(batch.inputs, recipe.input),
+            _timed_inputs(build, max((0, *recipe.buckets))),
             sizes,
             lambda done, total: build.tell(f"round {done} of {total}", 0.8 + 0.15 * done / total),
         )
     return {named[name]: rounds for name, rounds in times.items()}
+
+
+def _time_shorter(build: BuildRun, taken: Candidate) -> dict[int, Rounds]:
+    """Times the engine that was chosen at each padded length below the largest one."""
+    from edged.build.timing import time_in_turn
+
+    found = {}
+    for length in build.recipe.buckets[:-1]:
+        with build.stage("measure", f"timing it at length {length}", 0.95):
+            times = time_in_turn(
+                {"": taken.runners.at(length)},
+                _timed_inputs(build, length),
+                build.recipe.engine.warm_sizes,
+                rounds=_SHORTER_ROUNDS,
+            )
+        found[length] = times[""]
+    return found
+
+
+def _timed_inputs(build: BuildRun, length: int) -> dict[str, Array]:
+    """Held-out samples, as the model takes them, of a padded length if there are such."""
+    from edged.build.dataset import model_inputs
+
+    recipe = build.recipe
+    batches = list(build.dataset.heldout.batches(recipe.engine.max_batch))
+    batch = next((each for each in batches if each.padded == length), batches[0])
+    return model_inputs(batch.up_to(length) if length else batch, recipe.input, length)

@@ -19,7 +19,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edged.build.dataset_files import LABELS, SampleFile, SampleFileSpec, file_digest
+from edged.build.dataset_files import (
+    LABELS,
+    LENGTHS,
+    SampleFile,
+    SampleFileSpec,
+    file_digest,
+    fits,
+    length_axes,
+)
 from edged.errors import BuildError
 from edged.recipe import DTYPES, InputSpec
 
@@ -34,7 +42,8 @@ def open_function(folder: Path, entry: str, count: int, inputs: Sequence[InputSp
     """Runs a function for its samples, unless what it made is still there.
 
     The function takes no arguments and yields mappings: by input name one sample, ``[*shape]`` as a
-    request carries it, and under ``labels`` its class index, for all samples or for none.
+    request carries it, and under ``labels`` its class index, for all samples or for none. Inputs of
+    variable length have the sample's own length.
 
     Args:
         folder: ``calib/<model>``; a module is looked for there, then among the installed ones.
@@ -55,9 +64,12 @@ def open_function(folder: Path, entry: str, count: int, inputs: Sequence[InputSp
         _make(kept, _samples(_load(source, module), entry, function), entry, count, inputs)
     arrays = {item.name: np.load(kept / f"{at}.npy", mmap_mode="r")
               for at, item in enumerate(inputs)}  # fmt: skip
-    labels = kept / f"{LABELS}.npy"
+    labels, lengths = (
+        np.load(path) if path.is_file() else None
+        for path in (kept / f"{name}.npy" for name in (LABELS, LENGTHS))
+    )
     spec = SampleFileSpec(path=entry, sha256=digest, count=count)
-    return SampleFile(spec, arrays, np.load(labels) if labels.is_file() else None)
+    return SampleFile(spec, arrays, labels, lengths, length_axes(inputs))
 
 
 def _source(folder: Path, module: str) -> Path:
@@ -131,7 +143,8 @@ def _write(
         )
         for at, item in enumerate(inputs)
     ]
-    labels = []
+    labels: list[int] = []
+    lengths: list[int] = []
     for at in range(count):
         sample = next(samples, None)
         if sample is None:
@@ -139,8 +152,14 @@ def _write(
                 f"samples = {entry!r} ended after {at} samples, dataset.toml asks for {count}; "
                 "yield more, or lower count"
             )
-        for item, rows in zip(inputs, maps, strict=True):
-            rows[at] = _checked(sample, item, entry, at)
+        found = {_put(_checked(sample, item, entry, at), rows[at], item)
+                 for item, rows in zip(inputs, maps, strict=True)} - {0}  # fmt: skip
+        if len(found) > 1:
+            raise BuildError(
+                f"sample {at} of samples = {entry!r} has inputs of different lengths, "
+                f"{sorted(found)}; all of a sample's inputs of variable length have one"
+            )
+        lengths += found
         if LABELS in sample and all(item.name != LABELS for item in inputs):
             labels.append(int(sample[LABELS]))
     for rows in maps:
@@ -149,8 +168,19 @@ def _write(
         raise BuildError(
             f"samples = {entry!r} gives {len(labels)} labels for {count} samples; label all or none"
         )
-    if labels:
-        np.save(work / f"{LABELS}.npy", np.array(labels, np.int64))
+    for name, values in ((LABELS, labels), (LENGTHS, lengths)):
+        if values:
+            np.save(work / f"{name}.npy", np.array(values, np.int64))
+
+
+def _put(value: Array, row: Array, item: InputSpec) -> int:
+    """Writes a sample into its row; its length, 0 where that is fixed."""
+    if item.length is None:
+        row[...] = value
+        return 0
+    length = value.shape[item.length.axis]
+    np.moveaxis(row, item.length.axis, 0)[:length] = np.moveaxis(value, item.length.axis, 0)
+    return int(length)
 
 
 def _checked(sample: Any, item: InputSpec, entry: str, at: int) -> Array:
@@ -161,7 +191,7 @@ def _checked(sample: Any, item: InputSpec, entry: str, at: int) -> Array:
         )
     value = np.asarray(sample[item.name])
     wanted = DTYPES[item.datatype]
-    if value.dtype != wanted or value.shape != item.shape:
+    if value.dtype != wanted or not fits(value.shape, item):
         raise BuildError(
             f"sample {at} of samples = {entry!r}: input {item.name!r} is {value.dtype} "
             f"{list(value.shape)}, the recipe wants {wanted} {list(item.shape)}"

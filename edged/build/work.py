@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import shape_inference
 
-from edged.build.onnx_graph import GraphIndex, attribute
+from edged.build.onnx_graph import LENGTH, GraphIndex, attribute
 from edged.build.placement import LINEAR
 
 
@@ -39,13 +39,20 @@ def operators(model: bytes) -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
-def linear_work(model: bytes) -> list[LayerWork]:
+def linear_work(model: bytes, length: int = 0) -> list[LayerWork]:
     """The linear layers of a float graph, in its order; those of unknown shapes are left out.
 
     Args:
-        model: a normalised model: shapes fixed but for the batch.
+        model: a normalised model: shapes fixed but for the batch and a length.
+        length: what the length is taken to be, where it is variable.
     """
-    graph = shape_inference.infer_shapes(onnx.load_from_string(model)).graph
+    fixed = onnx.load_from_string(model)
+    if length:
+        del fixed.graph.value_info[:]
+        for dim in (d for item in fixed.graph.input for d in item.type.tensor_type.shape.dim):
+            if dim.dim_param == LENGTH:
+                dim.dim_value = length
+    graph = shape_inference.infer_shapes(fixed).graph
     index = GraphIndex(graph)
     typed = (*graph.input, *graph.value_info, *graph.output)
     shapes = {item.name: _sample(item) for item in typed}

@@ -84,11 +84,13 @@ class Connected:
         epoch: number of the connection, from 1.
         window: messages that the broker takes unacknowledged.
         max_packet_bytes: largest packet that it takes; 0: it named none.
+        status: packet identifier of the status, which is on its way.
     """
 
     epoch: int
     window: int
     max_packet_bytes: int
+    status: int
 
 
 @dataclass(frozen=True)
@@ -327,9 +329,9 @@ class ControlLink:
         if connection is not None:
             connection.up = True
         status = self._options.status("online", self.epoch)
-        client.publish(self._options.status_topic, status, 1, retain=True)
+        info = client.publish(self._options.status_topic, status, 1, retain=True)
         log.info("connected to the control plane", extra={"connection": self.epoch})
-        self._changed(Connected(self.epoch, self._window, self._max_packet_bytes))
+        self._changed(Connected(self.epoch, self._window, self._max_packet_bytes, info.mid))
         for message in connection.early if connection is not None else ():
             self._changed(message)
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -117,6 +117,32 @@ class OutboxStats:
     waiting: int
 
 
+def storable(text: str) -> str:
+    """Text as a database takes it: a lone surrogate, which JSON can bring, becomes ``?``."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 def size(draft: Draft, body: bytes) -> int:
     """Bytes that an event counts for in its stream's limit."""
     return len(body) + len(draft.kind) + len(draft.key) + ROW_OVERHEAD
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows are taken out of the outbox.
+
+    Attributes:
+        rows: at most so many.
+        bytes: of their bodies together; the first one is given whatever its size.
+        backlog: True: only the backlog; False: only what came later; None: both.
+        streams: only those; None: all.
+    """
+
+    rows: int
+    bytes: int
+    backlog: bool | None = None
+    streams: Collection[str] | None = None
+
+    def has(self, stream: str) -> bool:
+        """Whether rows of a stream are wanted."""
+        return self.streams is None or stream in self.streams

@@ -19,7 +19,7 @@ from edged.backoff import Backoff
 from edged.errors import OutboxDamagedError, OutboxDiskError, OutboxError
 from edged.events import Event, OutboxDegraded, OutboxRecovered
 from edged.metrics import Metrics
-from edged.report.draft import Row, StreamStats
+from edged.report.draft import Row, Selection, StreamStats
 from edged.report.in_flight import InFlight
 from edged.report.opening import Opener
 from edged.report.outbox_store import Batch, Store, Written
@@ -216,19 +216,10 @@ class StoreWithFallback:
         self._opener.note(self._store)
         return written
 
-    def take(
-        self,
-        limit_rows: int,
-        limit_bytes: int,
-        backlog: bool | None,  # noqa: FBT001  # handed on
-        hidden: Callable[[int], bool],
-    ) -> list[Row]:
+    def take(self, selection: Selection, hidden: Callable[[int], bool]) -> list[Row]:
         """Rows that are not in flight yet, which they are from now on."""
-        flight = self._flights[self._store.durable]
         rows = self._with_store(
-            lambda store: _read(
-                store, self._flights[store.durable], limit_rows, limit_bytes, backlog, hidden
-            )
+            lambda store: _read(store, self._flights[store.durable], selection, hidden)
         )
         flight = self._flights[self._store.durable]
         for row in rows:
@@ -302,22 +293,17 @@ class StoreWithFallback:
 
 
 def _read(
-    store: Store,
-    flight: InFlight,
-    limit_rows: int,
-    limit_bytes: int,
-    backlog: bool | None,  # noqa: FBT001  # handed on
-    hidden: Callable[[int], bool],
+    store: Store, flight: InFlight, selection: Selection, hidden: Callable[[int], bool]
 ) -> list[Row]:
     taken: list[Row] = []
     used = 0
-    for stream in store.streams:
-        for above, up_to in flight.ranges(stream, backlog):
+    for stream in filter(selection.has, store.streams):
+        for above, up_to in flight.ranges(stream, selection.backlog):
             for row in store.read(stream, above, up_to):
                 if row.id in flight.ids or hidden(row.id):
                     continue
                 used += len(row.body)
-                if len(taken) >= limit_rows or (taken and used > limit_bytes):
+                if len(taken) >= selection.rows or (taken and used > selection.bytes):
                     return taken
                 taken.append(replace(row, replay=True) if row.id <= flight.boundary else row)
     return taken

@@ -32,34 +32,34 @@ class HandOver:
     def __repr__(self) -> str:
         return f"<HandOver {self.rows} events wait>"
 
-    def add(self, draft: Draft) -> Draft | None:
+    def add(self, draft: Draft) -> list[Draft]:
         """Queues an event.
 
         Returns:
-            The event that was dropped for it: by the stream's policy it, or the oldest; or None.
+            The events that were dropped for it: by the stream's policy it alone, or as many of the
+            oldest as it takes; usually none.
 
         Raises:
             KeyError: there is no such stream: a fault of the caller.
         """
-        name = draft.stream
+        name, needed = draft.stream, _size(draft)
         lane = self._lanes[name]
-        used = self._bytes[name] + _size(draft)
-        if len(lane) >= MAX_ROWS or used > MAX_BYTES:
-            return self._drop_for(draft)
+        dropped: list[Draft] = []
+        if self._full(name, needed):
+            if self._streams[name].overflow is Overflow.REJECT_NEW or needed > MAX_BYTES:
+                self.lost[name, HANDOVER_FULL] += 1
+                return [draft]
+            while lane and self._full(name, needed):
+                dropped.append(lane.popleft())
+                self._bytes[name] -= _size(dropped[-1])
+            self.lost[name, HANDOVER_FULL] += len(dropped)
         lane.append(draft)
-        self._bytes[name] = used
-        self.rows += 1
-        return None
+        self._bytes[name] += needed
+        self.rows += 1 - len(dropped)
+        return dropped
 
-    def _drop_for(self, draft: Draft) -> Draft:
-        lane = self._lanes[draft.stream]
-        self.lost[draft.stream, HANDOVER_FULL] += 1
-        if self._streams[draft.stream].overflow is Overflow.REJECT_NEW or not lane:
-            return draft
-        oldest = lane.popleft()
-        lane.append(draft)
-        self._bytes[draft.stream] += _size(draft) - _size(oldest)
-        return oldest
+    def _full(self, name: str, needed: int) -> bool:
+        return len(self._lanes[name]) >= MAX_ROWS or self._bytes[name] + needed > MAX_BYTES
 
     def take(self, limit: int) -> list[Draft]:
         """Up to so many events, the most urgent stream first."""

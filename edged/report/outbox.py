@@ -12,15 +12,16 @@ from __future__ import annotations
 import threading
 import time as clocks
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as AnswerTimeoutError
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from edged.errors import OutboxBusyError
 from edged.metrics import Metrics
-from edged.report.draft import Draft, OutboxStats, Position, Row
+from edged.report.draft import Draft, OutboxStats, Position, Row, Selection
 from edged.report.fallback import StoreWithFallback
 from edged.report.hand_over import HANDOVER_FULL, HandOver
 from edged.report.streams import streams_from
@@ -170,8 +171,7 @@ class Outbox:
 
     def _add(self, draft: Draft) -> None:
         with self._condition:
-            dropped: Draft | None = draft
-            reason = STOPPED
+            dropped, reason = [draft], STOPPED
             if not self._stopping:
                 dropped, reason = self._queue.add(draft), HANDOVER_FULL
                 if self._queue.rows == 1:
@@ -179,8 +179,8 @@ class Outbox:
                     self._condition.notify()
                 elif self._queue.rows == GROUP_ROWS:
                     self._condition.notify()
-        if dropped is not None:
-            self._writer.tell_dropped(dropped, reason)
+        for each in dropped:
+            self._writer.tell_dropped(each, reason)
 
     # -------------------------------------------------------------- out
 
@@ -188,7 +188,13 @@ class Outbox:
         """What is stored now is backlog, to be replayed; what comes is live. At each connection."""
         self._order(self._store.begin_backlog)
 
-    def take(self, limit_rows: int, limit_bytes: int, backlog: bool | None = None) -> list[Row]:  # noqa: FBT001  # three states, and the default is none of the two
+    def take(
+        self,
+        limit_rows: int,
+        limit_bytes: int,
+        backlog: bool | None = None,  # noqa: FBT001  # three states, and the default is none of the two
+        streams: Collection[str] | None = None,
+    ) -> list[Row]:
         """Rows to be sent, by priority of their streams, then in their order.
 
         They stay stored, and are not taken again until they are released. Waits for the thread,
@@ -199,8 +205,13 @@ class Outbox:
             limit_bytes: of their bodies together; the first one is given whatever its size.
             backlog: True: only what was there at the last `begin_backlog`; False: only what came
                 later; None: all.
+            streams: only those; None: all.
+
+        Raises:
+            OutboxBusyError: the thread has not answered in time; what it takes late is released.
         """
-        answer = self._ask(partial(self._writer.take, limit_rows, limit_bytes, backlog))
+        selection = Selection(limit_rows, limit_bytes, backlog, streams)
+        answer = self._ask(partial(self._writer.take, selection))
         try:
             return answer.result(ANSWER_S)
         except CancelledError:
@@ -208,7 +219,7 @@ class Outbox:
         except AnswerTimeoutError:
             # What is taken too late has nobody to send it.
             answer.add_done_callback(lambda late: self.release(row.id for row in late.result()))
-            return []
+            raise OutboxBusyError(f"the outbox has not answered within {ANSWER_S:g} s") from None
 
     def sent(self, ids: Iterable[int]) -> None:
         """The broker has them: streams that ask for no more than that let them go."""

@@ -29,7 +29,7 @@ LOCK = "outbox.lock"
 COMPANIONS = ("-wal", "-shm")
 APPLICATION_ID = 0x45444745
 """Tells this database from others: "EDGE"."""
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 PAGE_BYTES = 8192
 """8192 took 12 to 28 % more rows of 1 KB a second than 4096 (docs/decisions/0007)."""
 WAL_BYTES = 1024 * 1024
@@ -42,7 +42,7 @@ DAMAGED_KEPT = 2
 HIGHEST = 1 << 53
 """Ids, numbers and counts above it are garbage: no outbox comes so far."""
 
-MESSAGE_COLUMNS = "stream, epoch, seq, kind, key, time, clock, size, body"
+MESSAGE_COLUMNS = "stream, epoch, seq, kind, key, time, clock, size, crc, body"
 
 SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -52,13 +52,14 @@ CREATE TABLE dropped (
 ) WITHOUT ROWID;
 CREATE TABLE message (
   id INTEGER PRIMARY KEY, stream TEXT, epoch TEXT, seq INTEGER, kind TEXT, key TEXT,
-  time REAL, clock REAL, size INTEGER, body BLOB
+  time REAL, clock REAL, size INTEGER, body BLOB, crc INTEGER
 );
 CREATE INDEX message_stream ON message (stream);
 CREATE INDEX message_key ON message (stream, key) WHERE key <> '';
 CREATE TABLE quarantine (
   id INTEGER PRIMARY KEY, stream TEXT, epoch TEXT, seq INTEGER, kind TEXT, key TEXT,
-  time REAL, clock REAL, size INTEGER, body BLOB, reason TEXT, requeue INTEGER DEFAULT 0
+  time REAL, clock REAL, size INTEGER, body BLOB, reason TEXT, requeue INTEGER DEFAULT 0,
+  crc INTEGER
 );
 """
 
@@ -69,6 +70,11 @@ CREATE TABLE dropped (
   stream TEXT, reason TEXT, count INTEGER, PRIMARY KEY (stream, reason)
 ) WITHOUT ROWID;
 ALTER TABLE quarantine ADD COLUMN requeue INTEGER DEFAULT 0;
+""",
+    # Version 2 had no checksums; rows without one are taken as they are.
+    2: """
+ALTER TABLE message ADD COLUMN crc INTEGER;
+ALTER TABLE quarantine ADD COLUMN crc INTEGER;
 """,
 }
 """Version -> what makes the next one of it."""

@@ -204,7 +204,7 @@ def export(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _document(row: tuple[Any, ...]) -> dict[str, Any]:
-    number, stream, epoch, seq, kind, key, time, _, _, body, reason = row
+    number, stream, epoch, seq, kind, key, time, _, _, _, body, reason = row
     document: dict[str, Any] = {
         "id": number,
         "stream": stream,

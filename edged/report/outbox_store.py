@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from edged.report.draft import Draft, Position, size
 from edged.report.outbox_file import BUSY_S, MESSAGE_COLUMNS, mapped_errors
-from edged.report.outbox_tables import SELECT, Numbering, Tables
+from edged.report.outbox_tables import SELECT, Numbering, Tables, checksum
 from edged.report.streams import Durability, Overflow, Stream
 
 FULL = "too_many_bytes"
@@ -233,7 +233,8 @@ class Store(Tables):
             [
                 (
                     stream.name, numbering.epoch, seq, draft.kind, draft.key,
-                    draft.time, self.clock, size(draft, body), body,
+                    draft.time, self.clock, size(draft, body),
+                    checksum(numbering.epoch, seq, draft.kind, body), body,
                 )
                 for _, draft, body, seq in waiting
             ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
+import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ MAX_REASON = 500
 LOWEST_IN_MEMORY = -(1 << 62)
 """First id of a database in memory: those on disk are positive."""
 SELECT = f"SELECT id, {MESSAGE_COLUMNS} FROM message"  # noqa: S608  # our own column names
-INSERT = f"INSERT INTO message (id, {MESSAGE_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608  # our own column names
+INSERT = f"INSERT INTO message (id, {MESSAGE_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608  # our own column names
 
 
 @dataclass
@@ -37,6 +38,11 @@ class Numbering:
 
     epoch: str
     next_seq: int
+
+
+def checksum(epoch: str, seq: int, kind: str, body: bytes) -> int:
+    """CRC-32 of what a row is sent as: one that changed on the disk must not spoil its batch."""
+    return zlib.crc32(body, zlib.crc32(f"{epoch} {seq} {kind}".encode()))
 
 
 class Tables:
@@ -162,9 +168,10 @@ class Tables:
                 self._remove_garbage(stream, garbage)
 
     def _row(self, values: Sequence[Any]) -> Row | None:
-        number, stream, epoch, seq, kind, key, time, clock, _, body = values
+        number, stream, epoch, seq, kind, key, time, clock, _, crc, body = values
         if not (
             isinstance(body, bytes)
+            and crc in {None, checksum(epoch, seq, kind, body)}
             and isinstance(seq, int)
             and isinstance(epoch, str)
             and isinstance(time, float)
@@ -287,7 +294,7 @@ class Tables:
     def _put_aside(self, row: Sequence[Any], reason: str) -> None:
         """Adds to the quarantine; the oldest go where it holds too much then."""
         self._db.execute(
-            f"INSERT INTO quarantine ({MESSAGE_COLUMNS}, reason) VALUES (?,?,?,?,?,?,?,?,?,?)",  # noqa: S608  # our own column names
+            f"INSERT INTO quarantine ({MESSAGE_COLUMNS}, reason) VALUES (?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608  # our own column names
             (*row, reason[:MAX_REASON]),
         )
         total = self._db.execute("SELECT sum(size) FROM quarantine").fetchone()[0]

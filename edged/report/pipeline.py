@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
-from edged.control_plane import reported_document
+from edged.control_plane import HEAD_OVERHEAD, reported_document
 from edged.events import Event, SettingsChanged, Telemetry, UplinkRestored, json_bytes
 from edged.metrics import Metrics
 from edged.protocol import Topics
@@ -30,7 +30,7 @@ from edged.report.outbox import Outbox
 from edged.report.policy import Answered
 from edged.report.reports import ReportPorts, Reports
 from edged.report.status import Status
-from edged.report.twin import Desired
+from edged.report.twin import Desired, fitting
 from edged.report.uplink import Uplink, UplinkPorts
 from edged.report.writer import Hooks
 from edged.report_settings import UplinkSettings
@@ -103,6 +103,7 @@ class ReportLine:
         self.configuration = Configuration(
             beginning.own, settings, beginning.desired, ports.configuration
         )
+        self._heard_desired = False
         self._outbox: Outbox | None = None
         self._uplink: Uplink | None = None
         self._link: ControlLink | None = None
@@ -193,6 +194,10 @@ class ReportLine:
         if self._uplink is not None:
             self._uplink.say(self._reported_message())
 
+    def heard(self) -> bool:
+        """Whether nothing desired is to be expected any more: it has come, or nobody is asked."""
+        return self._link is None or (self._link.connected and self._heard_desired)
+
     def numbers(self) -> Mapping[str, object]:
         """State of uplink and outbox, for ``diagnose``. May wait for the outbox's thread."""
         if self._outbox is None or self._link is None:
@@ -227,6 +232,7 @@ class ReportLine:
         return [answer] if answer is not None else []
 
     def _desired(self, payload: bytes) -> list[Outgoing]:
+        self._heard_desired = True
         if not payload:
             return []  # the retained message was cleared: what it said stays in effect
         changed = self.configuration.desire(payload)
@@ -239,7 +245,10 @@ class ReportLine:
         return [self._reported_message()]
 
     def _reported(self) -> dict[str, object]:
-        return reported_document(self.configuration.twin(), self._status.boot_id, time.time())
+        document = reported_document(self.configuration.twin(), self._status.boot_id, time.time())
+        if self._uplink is None:
+            return document
+        return fitting(document, self._uplink.window.most_bytes - HEAD_OVERHEAD)
 
     def _reported_message(self) -> Outgoing:
         return Outgoing(self._topics.config_reported, json_bytes(self._reported()), retain=True)

@@ -77,6 +77,16 @@ class ResultPolicies:
         own = self.settings.models.get(model)
         return own.results if own and own.results is not None else self.settings.results
 
+    def may_report(self, model: str, chance: float) -> bool:
+        """Whether an answer of a model has to be looked at. Any thread.
+
+        Args:
+            model: its name.
+            chance: uniform in [0, 1); the one that `reports` is given.
+        """
+        policy = self.policy(model)
+        return policy != "none" and (policy != "sampled" or chance < self._rate(model))
+
     def reports(self, answered: Answered, chance: float) -> bool:
         """Whether an answer is reported; what ``summary`` and ``changed`` go by is noted.
 

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 QUEUED_EVENTS = 6000
 """Events and answers that wait to be looked at; with a margin that answers leave to events."""
 QUEUED_ANSWERS = 5000
+QUEUED_BYTES = 64 * 1024 * 1024
+"""Of outputs of answers that wait; a model with large ones reaches it long before the number."""
 
 
 class Reporter(Protocol):
@@ -65,7 +67,22 @@ class _Nudge:
     """Has the thread look at its settings again."""
 
 
-_Item: TypeAlias = Event | Answered | _Nudge | None
+@dataclass(frozen=True)
+class _Judged:
+    """An answer that waits for the policy of its model.
+
+    Attributes:
+        answered: the answer.
+        chance: uniform in [0, 1), drawn when it came.
+        bytes: of its outputs.
+    """
+
+    answered: Answered
+    chance: float
+    bytes: int
+
+
+_Item: TypeAlias = Event | _Judged | _Nudge | None
 
 
 class Reports:
@@ -86,6 +103,8 @@ class Reports:
         self._metrics = metrics
         self._policies = ResultPolicies(settings)
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # bytes of answers that wait
+        self._bytes = 0
         self._summed_at = time.monotonic()
         self.thread = threading.Thread(target=self._work, name="reports", daemon=True)
 
@@ -116,11 +135,19 @@ class Reports:
         return self._policies.policy(model) != "none"
 
     def answered(self, answered: Answered) -> None:
-        """Queues an answer for the policy of its model."""
-        if self._queue.qsize() >= QUEUED_ANSWERS:
+        """Queues an answer for the policy of its model, unless chance has decided already."""
+        chance = random.random()  # noqa: S311  # a sample, not a secret
+        if not self._policies.may_report(answered.model, chance):
+            return
+        used = sum(rows.nbytes for rows in answered.outputs.values())
+        with self._lock:
+            full = self._queue.qsize() >= QUEUED_ANSWERS or self._bytes + used > QUEUED_BYTES
+            if not full:
+                self._bytes += used
+        if full:
             self._metrics.count("events_dropped_total", Result.kind)
         else:
-            self._queue.put(answered)
+            self._queue.put(_Judged(answered, chance, used))
 
     def start(self) -> None:
         """Starts the thread."""
@@ -151,19 +178,21 @@ class Reports:
                 return
             self._look_at(item)
 
-    def _look_at(self, item: Event | Answered | _Nudge) -> None:
+    def _look_at(self, item: Event | _Judged | _Nudge) -> None:
         if isinstance(item, _Nudge):
             return
+        if isinstance(item, _Judged):
+            with self._lock:
+                self._bytes -= item.bytes
         try:
-            if isinstance(item, Answered):
-                chance = random.random()  # noqa: S311  # a sample, not a secret
-                if self._policies.reports(item, chance):
-                    self._pass_on(result(item))
+            if isinstance(item, _Judged):
+                if self._policies.reports(item.answered, item.chance):
+                    self._pass_on(result(item.answered))
             else:
                 self._pass_on(item)
         except Exception:  # a report that cannot be made must not end the service
             log.exception("a report cannot be made and is dropped")
-            kind = Result.kind if isinstance(item, Answered) else item.kind
+            kind = Result.kind if isinstance(item, _Judged) else item.kind
             self._metrics.count("events_dropped_total", kind)
 
     def _tell_state(self, now: float) -> None:

@@ -6,13 +6,14 @@ Pure: no clock, thread or I/O; `now` is monotonic seconds.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 from edged.control_plane import HEAD_OVERHEAD, RECORD_OVERHEAD, BatchHead, Record
 from edged.errors import BatchError
-from edged.report.draft import Row
+from edged.report.draft import Row, storable
 
 SUCCESS_LIMIT = 0x80
 NO_SUBSCRIBERS = 0x10
@@ -168,7 +169,9 @@ def parse_ack(payload: bytes) -> Acknowledgement:
     try:
         document = json.loads(payload)
         refused = document.get("refused") or []
-        numbers = {_number(each["seq"]): str(each.get("reason", ""))[:256] for each in refused}
+        numbers = {
+            _number(each["seq"]): storable(str(each.get("reason", ""))[:256]) for each in refused
+        }
         return Acknowledgement(str(document["boot_id"]), _number(document["batch"]), numbers)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
         raise BatchError(f"an acknowledgement cannot be read: {type(err).__name__}") from err
@@ -193,17 +196,22 @@ class Awaiting:
         self._longest_s = max(timeout_s, longest_s)
         self._vain: dict[str, int] = {}
         self._batches: dict[int, tuple[float, Batch]] = {}
-        self.rows = 0
-        """Records in them."""
+        self.by_stream: Counter[str] = Counter()
+        """Records in them, stream by stream."""
 
     def __repr__(self) -> str:
         return f"<Awaiting {self.rows} records in {len(self._batches)} batches>"
+
+    @property
+    def rows(self) -> int:
+        """Records in them."""
+        return self.by_stream.total()
 
     def add(self, number: int, batch: Batch, now: float) -> None:
         """A batch was sent under this number."""
         timeout = self._timeout_s * 2.0 ** min(self._vain.get(batch.stream, 0), 32)
         self._batches[number] = (now + min(timeout, self._longest_s), batch)
-        self.rows += len(batch.rows)
+        self.by_stream[batch.stream] += len(batch.rows)
 
     def acknowledged(self, ack: Acknowledgement) -> tuple[list[int], dict[int, str]]:
         """Rows to be deleted, and rows to be put aside with their reasons."""
@@ -226,11 +234,12 @@ class Awaiting:
     def drop(self, number: int) -> Batch | None:
         """A batch is not awaited any more; which one it was."""
         _, batch = self._batches.pop(number, (0.0, None))
-        self.rows -= len(batch.rows) if batch is not None else 0
+        if batch is not None:
+            self.by_stream[batch.stream] -= len(batch.rows)
         return batch
 
     def clear(self) -> None:
         """The connection is gone: all of them are sent again."""
         self._batches.clear()
         self._vain.clear()
-        self.rows = 0
+        self.by_stream.clear()

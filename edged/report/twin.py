@@ -18,12 +18,15 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from edged.control_plane import KeyReport
 from edged.errors import DesiredError
+from edged.events import json_bytes
 from edged.protocol import MAX_DESIRED_BYTES
 from edged.settings import LIVE, LOCAL_SECTIONS, LOCAL_SETTINGS, Settings
 
 MASK = "***"
 MOST_KEYS = 512
 """Settings that one document may name; there are far fewer."""
+MOST_SECTIONS = 32
+"""Sections that one document may name; there are fewer."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ def _refuse_constant(text: str) -> Any:
 def _config(config: object, version: int) -> dict[str, dict[str, Any]]:
     if not isinstance(config, dict):
         raise DesiredError("config must be an object of sections", version=version)
+    if len(config) > MOST_SECTIONS:
+        raise DesiredError(f"more than {MOST_SECTIONS} sections in one document", version=version)
     wrong = {name: "a section must be an object" for name, v in config.items()
              if not isinstance(v, dict)}  # fmt: skip
     if wrong:
@@ -179,7 +184,29 @@ def key_reports(desired: Desired, own: Settings, started: Settings) -> list[KeyR
 def refused_reports(error: DesiredError) -> list[KeyReport]:
     """Why a document was refused: as a whole, and setting by setting."""
     whole = KeyReport("", "rejected", error.message)
-    return [whole, *(KeyReport(path, "rejected", why) for path, why in sorted(error.keys.items()))]
+    keys = [KeyReport(path, "rejected", why) for path, why in sorted(error.keys.items())]
+    more = [KeyReport("...", "rejected", f"and {error.more} more")] if error.more else []
+    return [whole, *keys, *more]
+
+
+SHORTENED = ("config", "keys", "models")
+"""Members of a reported document that are left out where it is too large, in this order."""
+
+
+def fitting(document: Mapping[str, Any], most_bytes: int) -> dict[str, Any]:
+    """A reported document; where its JSON is too large, its largest members are emptied.
+
+    Args:
+        document: see `edged.control_plane.reported_document`.
+        most_bytes: of its JSON; a document without those members is given whatever its size.
+    """
+    found = dict(document)
+    for name in SHORTENED:
+        if len(json_bytes(found)) <= most_bytes:
+            break
+        found[name] = type(found[name])()
+        found["left_out"] = [*found.get("left_out", []), name]
+    return found
 
 
 def masked(settings: Settings) -> dict[str, Any]:

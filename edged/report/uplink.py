@@ -10,6 +10,7 @@ streams that ask for it, before the control plane has acknowledged it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -19,14 +20,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from edged.backoff import Backoff
-from edged.errors import BatchError
+from edged.errors import BatchError, OutboxBusyError
 from edged.metrics import Metrics
 from edged.protocol import Topics
 from edged.report.batch_message import batch_message, encoding
 from edged.report.control_link import Change, Connected, Delivered, Incoming, Lost, Outgoing
 from edged.report.outbox import Outbox
 from edged.report.sending import Awaiting, Batch, Pace, Verdict, parse_ack, split, verdict
+from edged.report.stream_gates import StreamGates
+from edged.report.window import Window, wire_bytes
 from edged.report_settings import UplinkSettings
 
 log = logging.getLogger(__name__)
@@ -36,10 +38,10 @@ MOST_ROWS = 512
 LOOK_S = 0.1
 """While there is backlog, and for what was not acknowledged, the thread looks so often."""
 IDLE_S = 1.0
-MOST_AWAITED = 20_000
-"""Rows that wait for an acknowledgement of the control plane; beyond it no more are sent."""
-PAUSE_S = (1.0, 60.0)
-"""Shortest and longest pause while the broker is busy or nobody listens."""
+AGAIN_S = 1.0
+"""So often the outbox is looked into unasked: nobody announces what came back with its disk."""
+TOLD_S = 3.0
+"""A first connection that takes longer is told as an absence."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class UplinkPorts:
         publish: (message, number of the connection) -> packet identifier, or None if it is gone.
         heard: a desired document or a command came; what is to be answered.
         greeting: what is said at the beginning of each connection.
-        restored: the connection is back after so many seconds.
+        restored: the connection is there after so many seconds without.
     """
 
     publish: Callable[[Outgoing, int], int | None]
@@ -86,6 +88,9 @@ class Uplink:
         outbox: what is sent.
         ports: what it works with.
         metrics: counters.
+
+    Attributes:
+        window: what is on its way.
     """
 
     def __init__(
@@ -108,28 +113,29 @@ class Uplink:
         self._asked = {name for name, each in outbox.streams.items() if each.application_ack}
         self._awaiting = Awaiting(settings.ack_timeout_s)
         self._pace = Pace(settings.replay_rate)
-        self._pause = Backoff(*PAUSE_S)
-        self._connection: Connected | None = None
+        self._gates = StreamGates(outbox.streams)
+        self.window = Window(settings, ports.publish, metrics)
         self._down_since: float | None = None
-        self._flights: dict[int, tuple[int, Batch] | None] = {}  # None: an answer
+        self._told_s = TOLD_S  # an absence that is shorter is not told
         self._number = 0  # of the last batch
         self._ready: deque[Batch] = deque()
         self._again: set[int] = set()  # rows that were sent before
         self._alone: set[int] = set()  # rows that are sent one by one
-        self._paused_until = 0.0
         self._live_at: float | None = None  # when to look for live rows
         self._backlog = False  # whether there may be some
+        self._again_at = 0.0  # when to look for both of itself
         self._finishing: threading.Event | None = None
         self.thread = threading.Thread(target=self._work, name="uplink", daemon=True)
 
     def __repr__(self) -> str:
-        state = "connected" if self._connection else "not connected"
-        return f"<Uplink {state}, {len(self._flights)} on their way, {self._awaiting!r}>"
+        state = "connected" if self.window.connection else "not connected"
+        return f"<Uplink {state}, {self.window!r}, {self._awaiting!r}>"
 
     # -------------------------------------------------------------- for other threads
 
     def start(self) -> None:
         """Starts the thread."""
+        self._down_since = time.monotonic()
         self.thread.start()
 
     def finish(self, timeout_s: float) -> bool:
@@ -139,7 +145,7 @@ class Uplink:
         """
         done = threading.Event()
         self._signals.put(Finish(done))
-        return done.wait(timeout_s if self._connection is not None else 0.0)
+        return done.wait(timeout_s if self.window.connection is not None else 0.0)
 
     def stop(self, timeout_s: float) -> None:
         """Ends the thread; what is on its way is sent again at the next start."""
@@ -173,7 +179,7 @@ class Uplink:
             now = time.monotonic()
             if signal is not None:
                 self._handle(signal, now)
-            if self._connection is not None:
+            if self.window.connection is not None:
                 self._resend(now)
                 self._send(now)
             if self._finishing is not None and not self._busy():
@@ -181,18 +187,17 @@ class Uplink:
                 self._finishing = None
 
     def _busy(self) -> bool:
-        return bool(self._flights or self._ready or self._live_at is not None)
+        return bool(self.window.busy or self._ready or self._live_at is not None)
 
     def _wait_s(self, now: float) -> float:
         """Seconds until there is something to do by itself."""
-        if self._connection is None:
+        if self.window.connection is None:
             return IDLE_S
-        if len(self._flights) >= self._window() or self._awaiting.rows >= MOST_AWAITED:
+        if self.window.full:
             return LOOK_S  # an acknowledgement wakes it
-        pause = LOOK_S if self._backlog or self._ready or self._awaiting.rows else IDLE_S
-        if self._live_at is not None:
-            pause = min(pause, max(0.0, self._live_at - now))
-        return max(pause, min(LOOK_S, self._paused_until - now))
+        waits = self._backlog or self._ready or self._awaiting.rows or self._gates.any_shut
+        pause = LOOK_S if waits else IDLE_S
+        return pause if self._live_at is None else min(pause, max(0.0, self._live_at - now))
 
     def _handle(self, signal: Signal, now: float) -> None:
         if isinstance(signal, Delivered):
@@ -207,7 +212,7 @@ class Uplink:
         elif isinstance(signal, Incoming):
             self._heard(signal)
         elif isinstance(signal, Outgoing):
-            self._publish(signal, None)
+            self.window.say(signal)
         elif isinstance(signal, Connected):
             self._connected(signal, now)
         else:
@@ -216,22 +221,21 @@ class Uplink:
     # -------------------------------------------------------------- the connection
 
     def _connected(self, connection: Connected, now: float) -> None:
-        self._connection = connection
+        self.window.connected(connection)
         self._outbox.begin_backlog()
         self._backlog = True
         self._live_at = now
-        self._paused_until = 0.0
+        self._gates.connected()
         for message in self._ports.greeting():
-            self._publish(message, None)
-        if self._down_since is not None:
+            self.window.say(message)
+        if self._down_since is not None and now - self._down_since > self._told_s:
             self._ports.restored(now - self._down_since)
-            self._down_since = None
+        self._down_since, self._told_s = None, 0.0
 
     def _lost(self, change: Lost, now: float) -> None:
         del change
-        self._connection = None
+        self.window.lost()
         self._down_since = now
-        self._flights.clear()
         self._ready.clear()
         self._again.clear()
         self._alone.clear()
@@ -242,9 +246,17 @@ class Uplink:
 
     def _send(self, now: float) -> None:
         """Sends what the window lets through: live rows first, then backlog at its rate."""
-        if now < self._paused_until or self._awaiting.rows >= MOST_AWAITED:
-            return
+        if now >= self._again_at:
+            self._again_at = now + AGAIN_S
+            self._backlog = True
+            self._live_at = now if self._live_at is None else self._live_at
+        with contextlib.suppress(OutboxBusyError):  # it is looked for again
+            self._send_what_waits(now)
+
+    def _send_what_waits(self, now: float) -> None:
         while self._flush(now):
+            if self._gates.look(now, self._awaiting.by_stream):
+                self._backlog, self._live_at = True, now
             if self._live_at is not None and now >= self._live_at:
                 if not self._fill(backlog=False, rows=MOST_ROWS):
                     self._live_at = None
@@ -256,24 +268,25 @@ class Uplink:
                 return
 
     def _fill(self, *, backlog: bool, rows: int) -> int:
-        """Takes rows out of the outbox; how many."""
-        taken = self._outbox.take(rows, self._settings.max_message_bytes, backlog)
+        """Takes rows out of the outbox; how many.
+
+        Raises:
+            OutboxBusyError: it did not answer; that says nothing about what is in it.
+        """
+        most = self._settings.max_message_bytes
+        taken = self._outbox.take(rows, most, backlog, self._gates.open)
         replayed = {row.id for row in taken} if backlog else self._again
+        limit = self.window.most_bytes
         for row in [row for row in taken if row.id in self._alone]:
-            self._ready += split([row], self._limit(), replayed)
+            self._ready += split([row], limit, replayed)
         together = [row for row in taken if row.id not in self._alone]
-        self._ready += split(together, self._limit(), replayed)
+        self._ready += split(together, limit, replayed)
         self._alone.difference_update(row.id for row in taken)
         return len(taken)
 
-    def _limit(self) -> int:
-        most = self._connection.max_packet_bytes if self._connection else 0
-        wanted = self._settings.max_message_bytes
-        return min(wanted, most) if most else wanted
-
     def _flush(self, now: float) -> bool:
         """Sends batches that are ready; whether the window has room for more."""
-        while self._connection is not None and len(self._flights) < self._window():
+        while self.window.flush():
             if not self._ready:
                 return True
             batch = self._ready.popleft()
@@ -281,34 +294,21 @@ class Uplink:
                 return False
         return False
 
-    def _window(self) -> int:
-        most = self._connection.window if self._connection else 0
-        return min(self._settings.send_window, most)
-
     def _send_batch(self, batch: Batch, now: float) -> bool:
         """Sends a batch, or puts it aside; False if the connection is gone."""
         self._number += 1
         message = batch_message(
             batch, self._number, self._topics, self._boot_id, compress=self._settings.compress
         )
-        size, limit = len(message.payload), self._limit()
+        size, limit = wire_bytes(message), self.window.most_bytes
         if size > limit:
             self._refuse(batch, f"the record makes a message of {size} bytes; {limit} may be sent")
             return True
-        if not self._publish(message, batch):
-            return False
+        if not self.window.send(message, (self._number, batch)):
+            return False  # everything is sent again at the next connection
         if batch.stream in self._asked:
             self._awaiting.add(self._number, batch, now)
-        self._metrics.count("uplink_bytes_total", encoding(message), by=size)
-        return True
-
-    def _publish(self, message: Outgoing, batch: Batch | None) -> bool:
-        if self._connection is None:
-            return False
-        mid = self._ports.publish(message, self._connection.epoch)
-        if mid is None:
-            return False  # `Lost` is on its way, and everything is sent again then
-        self._flights[mid] = (self._number, batch) if batch is not None else None
+        self._metrics.count("uplink_bytes_total", encoding(message), by=len(message.payload))
         return True
 
     def _refuse(self, batch: Batch, reason: str) -> None:
@@ -320,21 +320,18 @@ class Uplink:
     # -------------------------------------------------------------- what became of it
 
     def _delivered(self, change: Delivered, now: float) -> None:
-        if self._connection is None or change.epoch != self._connection.epoch:
-            return
-        flight = self._flights.pop(change.mid, None)
+        flight = self.window.delivered(change)
         if flight is None:
             return
         number, batch = flight
         needs = self._settings.require_subscriber
         result = verdict(change.code, len(batch.rows), needs_subscriber=needs)
         if result is Verdict.TAKEN:
-            self._pause = Backoff(*PAUSE_S)
+            self._gates.taken(batch.stream)
             self._outbox.sent(batch.ids)
-            self._metrics.count("uplink_messages_total", batch.stream, batch.mode)
-            self._metrics.count(
-                "uplink_records_total", batch.stream, batch.mode, by=len(batch.rows)
-            )
+            labels = (batch.stream, batch.mode)
+            self._metrics.count("uplink_messages_total", *labels)
+            self._metrics.count("uplink_records_total", *labels, by=len(batch.rows))
             if batch.stream not in self._asked:
                 self._again.difference_update(batch.ids)
             return
@@ -348,11 +345,12 @@ class Uplink:
         self._release(batch.ids)
         if result is Verdict.SPLIT:
             self._alone.update(batch.ids)
-            return
-        if now >= self._paused_until:
-            self._paused_until = now + self._pause.pause_s(now, 0.5)
+        elif (pause_s := self._gates.turned_down(batch.stream, now)) is not None:
             why = "nobody subscribes" if result is Verdict.UNHEARD else "the broker is busy"
-            log.info("reports wait %.0f s: %s", self._paused_until - now, why)
+            log.info("reports wait %.0f s: %s", pause_s, why, extra={"stream": batch.stream})
+            for each in [each for each in self._ready if each.stream == batch.stream]:
+                self._ready.remove(each)
+                self._release(each.ids)
 
     def _release(self, ids: tuple[int, ...]) -> None:
         self._again.update(ids)
@@ -379,7 +377,7 @@ class Uplink:
             log.exception("a message of the control plane failed", extra={"topic": message.topic})
             return
         for answer in answers:
-            self._publish(answer, None)
+            self.window.say(answer)
 
     def _acknowledged(self, payload: bytes) -> None:
         try:

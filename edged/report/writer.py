@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from edged.errors import OutboxDropError
 from edged.events import Event
 from edged.metrics import Metrics
-from edged.report.draft import Draft, Row
+from edged.report.draft import Draft, Row, Selection, storable
 from edged.report.fallback import StoreWithFallback
 from edged.report.outbox_store import FULL, Batch, Written
 from edged.report.outbox_tables import EXPIRED_AT_ONCE
@@ -74,14 +74,9 @@ class Writer:
     def __repr__(self) -> str:
         return f"<Writer to {self._store!r}>"
 
-    def take(self, limit_rows: int, limit_bytes: int, backlog: bool | None) -> list[Row]:  # noqa: FBT001  # handed on
+    def take(self, selection: Selection) -> list[Row]:
         """Rows that are neither on their way nor about to be deleted."""
-        return self._store.take(
-            limit_rows,
-            limit_bytes,
-            backlog,
-            lambda row: row in self._arrived or row in self._refused,
-        )
+        return self._store.take(selection, lambda row: row in self._arrived or row in self._refused)
 
     def sent(self, ids: Iterable[int]) -> None:
         """The broker has rows: those of streams that ask for no more are deleted."""
@@ -103,7 +98,7 @@ class Writer:
     def quarantine(self, row: int, reason: str) -> None:
         """A row goes into the quarantine with the next batch."""
         for known, stream in self._store.settle([row]).items():
-            self._refused[known] = reason
+            self._refused[known] = storable(reason)
             self._metrics.count("outbox_quarantined_total", stream)
             log.warning("the control plane refuses a message: %s", reason, extra={"stream": stream})
 
@@ -124,7 +119,7 @@ class Writer:
                 lost[draft.stream, TOO_LARGE] += 1
                 self.tell_dropped(draft, TOO_LARGE)
             else:
-                made.append((draft, body))
+                made.append((_storable(draft), body))
         return made
 
     def write(self, drafts: list[Draft], lost: Counter[tuple[str, str]]) -> None:
@@ -175,6 +170,10 @@ class Writer:
         """Counts an event that was dropped before it was stored. Any thread."""
         self._metrics.count("outbox_dropped_total", draft.stream, reason)
         _fail(draft, reason)
+
+
+def _storable(draft: Draft) -> Draft:
+    return draft._replace(kind=storable(draft.kind), key=storable(draft.key))
 
 
 def _fail(draft: Draft, reason: str) -> None:

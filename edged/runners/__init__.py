@@ -217,12 +217,15 @@ def load(engine: Engine, *, device: str = "", lanes: int | None = None, threads:
     return onnx.load(engine, device=device or "cpu", lanes=lanes or 1, threads=threads)
 
 
-def at_length(runner: Runner, engine: Engine, length: int) -> Runner:
+def at_length(
+    runner: Runner, inputs: Sequence[InputSpec], outputs: Sequence[OutputSpec], length: int
+) -> Runner:
     """Another runner of an engine with inputs of variable length, for samples of one length.
 
     Args:
         runner: of the same engine, with the largest length; what can be shared with it is shared.
-        engine: what it runs.
+        inputs: from the manifest.
+        outputs: likewise.
         length: what samples are padded to.
 
     Raises:
@@ -232,11 +235,10 @@ def at_length(runner: Runner, engine: Engine, length: int) -> Runner:
     make = getattr(runner, "at_length", None)
     if make is None:
         raise EngineRefusedError(
-            f"engine of {engine.manifest.model!r} has inputs of variable length, which only ONNX "
-            "Runtime serves so far; give them one length in the recipe, or build it for ONNX"
+            "the engine has inputs of variable length, which only ONNX Runtime serves so far; give "
+            "them one length in the recipe, or build it for ONNX Runtime"
         )
-    manifest = engine.manifest
-    made: Runner = make(input_specs(manifest.input, length), output_specs(manifest.output, length))
+    made: Runner = make(input_specs(inputs, length), output_specs(outputs, length))
     return made
 
 

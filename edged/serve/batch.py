@@ -16,15 +16,14 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from edged.errors import EdgedError
-from edged.serve import dispatch
+from edged.errors import EdgedError, UnknownModelError
 from edged.serve.dispatch import UrgentTraffic
 from edged.serve.model_queue import ModelQueue
-from edged.serve.occupancy import Occupancy
-from edged.serve.request import Batch, Part, Priority, Request, Work
+from edged.serve.occupancy import Occupancy, starts_in_s
+from edged.serve.request import Batch, Part, Priority, Request, Work, model_of
 from edged.serve.timer import BatchTimer, Decision, Reason
 from edged.serve.tuner import Choice, Task
 
@@ -59,6 +58,7 @@ class WaitingRoom:
         self._urgent: dict[str, UrgentTraffic] = {}  # by queue
         self._numbers = 0
         self._returns = -(2**62)  # before all arrivals, in the order in which they come back
+        self._leaving: set[str] = set()  # queues that are to go
         self._draining = False
         self._closed = False
         self._alarm = math.inf  # until when the sleeping devices sleep, at most
@@ -108,11 +108,12 @@ class WaitingRoom:
                 keeps filling until then; infinity: at once. A full batch never waits.
         """
         with self._changed:
-            self._devices[device] = Occupancy(lanes, timers or self._timers, lead_s)
+            known = self._timers if timers is None else timers
+            self._devices[device] = Occupancy(lanes, known, lead_s)
             self._changed.notify_all()
 
     def suspend(self, device: str, retry_at: float) -> None:
-        """Takes a device out: until ``retry_at`` it gets no work, then `take` asks to try again."""
+        """Takes a device out: it gets no work until ``retry_at``, when `take` asks to try again."""
         with self._changed:
             self._devices[device].retry_at = retry_at
             self._changed.notify_all()
@@ -135,6 +136,39 @@ class WaitingRoom:
                 self._timers[queue] = timer
                 self._queues.setdefault(queue, ModelQueue(timer.cap)).cap = timer.cap
             self._changed.notify_all()
+
+    def leave(self, queues: Collection[str]) -> bool:
+        """Refuses what comes for these queues, runs what waits at once, and waits for its end.
+
+        Returns:
+            Whether nothing of it waits or runs any more; False: the room was closed meanwhile.
+        """
+        with self._changed:
+            self._leaving.update(queues)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._closed or not any(map(self._busy, queues)))
+            return not self._closed
+
+    def _busy(self, name: str) -> bool:
+        running = any(device.running[name] for device in self._devices.values())
+        return running or (name in self._queues and self._queues[name].samples > 0)
+
+    def remove(self, queues: Collection[str], lanes: Mapping[str, int]) -> None:
+        """Forgets queues after `leave`.
+
+        Args:
+            queues: nothing of them waits or runs.
+            lanes: by device, batches that may be on it at once from now on.
+        """
+        with self._changed:
+            for name in queues:
+                for known in (self._queues, self._timers, self._urgent):
+                    known.pop(name, None)
+                for device in self._devices.values():
+                    device.drop(name)
+            for where, number in lanes.items():
+                self._devices[where].resize(number)
+            self._leaving.difference_update(queues)
 
     def tunings(self) -> list[tuple[BatchTimer, Task]]:
         """What the tuner may work on, outside the lock; `tuned` takes the result."""
@@ -184,7 +218,7 @@ class WaitingRoom:
         """
         with self._changed:
             now = self._clock()
-            queue = self._queues[request.queue]
+            queue = self._open_queue(request)
             if (refusal := self._refused(request, queue, now)) is not None:
                 raise refusal
             self._numbers += 1
@@ -197,30 +231,27 @@ class WaitingRoom:
                 self._changed.notify_all()
             return superseded
 
+    def _open_queue(self, request: Request) -> ModelQueue:
+        queue = self._queues.get(request.queue)
+        if queue is None or request.queue in self._leaving:
+            raise UnknownModelError(
+                f"model {request.model!r} is served here no more: it was taken off serve.models"
+            )
+        return queue
+
     def _refused(self, request: Request, queue: ModelQueue, now: float) -> EdgedError | None:
-        waiting = sum(q.samples for name, q in self._queues.items() if _is_of(name, request.model))
+        name = request.queue
+        waiting = sum(q.samples for of, q in self._queues.items() if model_of(of) == request.model)
+        able = self._able(name)
+        drains_s = (device.clear_s(now, name, queue.samples) for device in able)
         return self._refusal(
             request,
             now,
             waiting=waiting - queue.replaceable(request),
-            drain_s=self._drain_s(request.queue, now, queue.samples),
-            starts_in_s=self._starts_in_s(request, queue, now),
+            drain_s=min(drains_s, default=0.0),
+            starts_in_s=starts_in_s(able, request, queue, now),
             draining=self._draining,
         )
-
-    def _starts_in_s(self, request: Request, queue: ModelQueue, now: float) -> float:
-        """The least time after which its first sample is started; 0 with nothing before it.
-
-        So something always runs, and a device that was slow is seen to be faster again.
-        """
-        devices = [device.prospect(now, request.queue) for device in self._able(request.queue)]
-        replaced = queue.replaceable(request)
-        starts_s = dispatch.starts_in_s((queue.samples - replaced) // queue.cap, devices)
-        if now + starts_s <= request.deadline:
-            return starts_s
-        # Only now it matters who stands behind whom.
-        before = max(0, queue.ahead(request) - replaced)
-        return dispatch.starts_in_s(before // queue.cap, devices)
 
     def _arrived(self, request: Request, queue: ModelQueue, now: float) -> None:
         """Has the timers know, and the closing times of devices that are busy."""
@@ -231,12 +262,7 @@ class WaitingRoom:
         for timer in self._timers_of(name):
             timer.arrived(now, request.samples)
         for device in self._devices.values():
-            # One model needs no order; a device with a free lane is asked in a moment anyway.
-            if device.free <= 0 and len(device.timers) > 1 and name in device.timers:
-                closes = device.closes.get(name, math.inf)
-                if closes > now:
-                    decision = device.timers[name].decide(now, queue.waiting())
-                    device.closes[name] = now if decision.samples else decision.at
+            device.arrived(now, name, queue.waiting())
 
     def _reopen(self, queue: str) -> None:
         """The batch that closes next is another one."""
@@ -258,10 +284,6 @@ class WaitingRoom:
         timers = [self._timers[queue], *(d.timers[queue] for d in devices if queue in d.timers)]
         return list({id(timer): timer for timer in timers}.values())
 
-    def _drain_s(self, queue: str, now: float, samples: int) -> float:
-        able = self._able(queue)
-        return min((device.clear_s(now, queue, samples) for device in able), default=0.0)
-
     def _able(self, queue: str) -> list[Occupancy]:
         """Devices that serve a queue and are not out."""
         return [d for d in self._devices.values() if d.retry_at is None and queue in d.timers]
@@ -281,7 +303,9 @@ class WaitingRoom:
                 state = self._devices[device]
                 expired = [part for queue in self._queues.values() for part in queue.expire(now)]
                 batch, alarm = self._next_batch(state, now)
-                retry = state.retry_at is not None and state.retry_at <= now
+                retry = state.ask_retry(now)
+                if expired and self._leaving:
+                    self._changed.notify_all()
                 if batch is not None or expired or retry:
                     late_s = now - armed if now >= armed else None
                     if batch is not None and late_s is not None:
@@ -329,7 +353,7 @@ class WaitingRoom:
     ) -> tuple[Decision, float]:
         """What to do with one queue on this device, and when to look again."""
         decision, cap = device.sized(name, self._queues, self._urgent, now)
-        if self._draining and not decision.samples:
+        if (self._draining or name in self._leaving) and not decision.samples:
             decision = Decision(min(queue.samples, cap), now, Reason.DRAIN)
         if not decision.samples:
             device.closes[name] = decision.at
@@ -349,9 +373,9 @@ class WaitingRoom:
         """A batch left its lane; ``service_s`` is 0 where it failed and tells nothing."""
         with self._changed:
             state = self._devices[device]
-            state.ended(self._clock())
+            state.ended(self._clock(), queue)
             state.timers[queue].completed(samples, service_s)
-            if self._waiting():  # else there is nothing to wake up for
+            if self._waiting() or self._leaving:  # else there is nothing to wake up for
                 self._changed.notify_all()
 
     def drain(self) -> None:
@@ -372,8 +396,3 @@ class WaitingRoom:
             left = [part for queue in self._queues.values() for part in queue.expire(math.inf)]
             self._changed.notify_all()
             return left
-
-
-def _is_of(queue: str, model: str) -> bool:
-    """Whether a queue is one of a model's; see `edged.serve.request.queue_name`."""
-    return queue == model or queue.startswith(f"{model}@")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from edged.backoff import Backoff
 from edged.engine_store import Manifest
 from edged.errors import DeviceLostError, EdgedError, EngineRefusedError
-from edged.events import DeviceFailed, DeviceRecovered, Event, ModelRefused
-from edged.gpu_load import source_of
+from edged.events import DeviceFailed, DeviceRecovered, Event, ModelRefused, ModelUnloaded
+from edged.gpu_load import all_sources, source_of
 from edged.metrics import Metrics
 from edged.serve.batch import WaitingRoom
 from edged.serve.gpu import Device, DevicePorts, Done
@@ -50,7 +50,7 @@ class Notice:
 class Devices:
     """All devices of the service and what they run.
 
-    `load` may be called by any thread; a device's own thread calls back when it fails.
+    `load` may be called by any thread; a device's own threads call back when it fails.
 
     Attributes:
         formats: what replies carry, by model; grows and changes as models do.
@@ -84,6 +84,7 @@ class Devices:
         self._devices: dict[str, Device] = {}
         self._backoffs: dict[str, Backoff] = {}
         self._tuning: Tuning | None = None
+        self._warm_loads: dict[str, float] = {}  # by device, the highest seen during warm-up
         # Held while a model is loaded and takes over, or a device is renewed: never both at once.
         self._changing = threading.Lock()
         # Held for a moment by whoever learns of a fault: several lanes fail at once.
@@ -96,7 +97,8 @@ class Devices:
     def load(self, stopped: Callable[[], bool] = lambda: False) -> list[Event]:
         """Loads every wanted model whose current engine is not served yet.
 
-        What serves goes on until its successor takes over, and for good if that is refused.
+        What serves goes on until its successor takes over, and for good if that is refused. Then
+        models are taken out that are not wanted any more; what waits for them is answered first.
 
         Args:
             stopped: asked between two models.
@@ -109,6 +111,10 @@ class Devices:
             if stopped():
                 break
             events += self._load(name)
+        self._host.forget_refusals()
+        for name in self._host.unwanted() if self._devices else ():
+            if not stopped():
+                events += self._retire(name)
         return events
 
     def start(self, done: Callable[[Done], None]) -> list[Device]:
@@ -146,7 +152,20 @@ class Devices:
         )
         sources = {device: source_of(device) for device in self._devices}
         self._tuning = Tuning(ports, settings, sources)
+        self._tell_warm_loads()
         self._tuning.thread.start()
+
+    def _progress(self, where: str, done: int, total: int) -> None:
+        """While engines are warmed: a load of ours under which a utilisation has to move."""
+        self._notice.progress(where, done, total)
+        for device, source in all_sources().items():
+            load = source.read().utilisation or 0.0
+            self._warm_loads[device] = max(load, self._warm_loads.get(device, 0.0))
+
+    def _tell_warm_loads(self) -> None:
+        for device, load in self._warm_loads.items():
+            if self._tuning is not None:
+                self._tuning.warmed(device, load)
 
     def retune(self, settings: TimerSettings) -> None:
         """The tuner goes by other settings from now on."""
@@ -182,7 +201,7 @@ class Devices:
         """Loads a model, or says why not; what serves already is left alone."""
         try:
             with self._changing:
-                model = self._host.load(name, self._notice.progress)
+                model = self._host.load(name, self._progress)
                 if model is None:
                     return []
                 self._take_over(name, model)
@@ -191,8 +210,26 @@ class Devices:
                 self._host.refused[name] = err.message
             log.error("model %s: %s", name, err.message)  # noqa: TRY400  # no fault of ours
             return [ModelRefused(time.time(), name, err.message)]
+        self._tell_warm_loads()
         log.info("model %s is warm", name, extra={"engine": model.version})
         return list(model.events(time.time()))
+
+    def _retire(self, name: str) -> list[Event]:
+        """Takes a model out: nothing new, what waits is answered, then its runners are closed."""
+        model = self._host.models[name]
+        queues = {queue for device in model.runners for queue in model.queues(device)}
+        # Not under the lock: a device that fails meanwhile is renewed, and answers what waits.
+        if not self._room.leave(queues):
+            return []
+        with self._changing:
+            model = self._host.models.pop(name)
+            for device in model.runners:
+                self._devices[device].drop(queues)
+            lanes = {device: self._devices[device].lanes for device in model.runners}
+            self._room.remove(queues, lanes)
+        model.close()
+        log.info("model %s is served no more", name, extra={"engine": model.version})
+        return [ModelUnloaded(time.time(), name, model.version)]
 
     def _take_over(self, name: str, model: ReadyModel) -> None:
         """Serves a model by its new engine, between two batches."""
@@ -246,7 +283,7 @@ class Devices:
             self.lost = error.message
 
     def _renew(self, device: str) -> None:
-        """On a device's thread: loads its models anew after a fault, or waits longer."""
+        """On a renewal's thread: loads a device's models anew after a fault, or waits longer."""
         with self._changing:
             try:
                 served = self._host.renew(device, lambda _where, _done, _total: None)
@@ -259,11 +296,12 @@ class Devices:
             self._devices[device].renew(served)
             attempts = self.faults.pop(device, 0)
             self._backoffs[device].connected(time.monotonic())
+            log.info("device %s is back", device, extra={"attempts": attempts})
+            self._notice.emit(DeviceRecovered(time.time(), device, attempts))
+            self._notice.changed()
+            # Last: from here on its thread has work, and may have it fail again.
             lanes = self._devices[device].lanes
             self._room.add_device(device, lanes, self._host.timers(device), LEAD_S)
-        log.info("device %s is back", device, extra={"attempts": attempts})
-        self._notice.emit(DeviceRecovered(time.time(), device, attempts))
-        self._notice.changed()
 
 
 def _format(manifest: Manifest) -> ReplyFormat:

@@ -96,12 +96,14 @@ def blocking_cap(service_s: Seconds, cap: int, bears_s: float, rate: float) -> i
     Args:
         service_s: seconds by batch size, cautiously.
         cap: the engine's.
-        bears_s: see `UrgentTraffic.bears_s`; infinity: no urgent request is expected.
+        bears_s: see `UrgentTraffic.bears_s`; infinity: no urgent request is expected. Where not
+            even a batch of one leaves it time, smaller batches would cost much and help nobody.
         rate: samples/s of the model.
     """
-    if math.isinf(bears_s):
+    within = cap if math.isinf(bears_s) else largest_within(service_s, cap, bears_s)
+    if within in {0, cap}:
         return cap
-    return max(largest_within(service_s, cap, bears_s), stable_size(service_s, cap, rate))
+    return max(within, stable_size(service_s, cap, rate))
 
 
 def limited(decision: Decision, waiting: Waiting, cap: int, now: float) -> Decision:

@@ -1,7 +1,8 @@
 """One thread a device: take a batch, put it into a lane, have it run, measure it.
 
 The thread only takes and fills; a runner says through a callback, on a thread of its own, that a
-lane is done. What ended is handed on as `Done`; nothing is published or logged here.
+lane is done. A failed device is renewed on a short-lived thread beside it, so that what expires
+meanwhile is still answered. What ended is handed on as `Done`; nothing is published or logged here.
 """
 
 from __future__ import annotations
@@ -9,16 +10,16 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from edged import preprocess
 from edged.errors import DeviceFaultError, EdgedError, ExpiredError, SupersededError
-from edged.recipe import InputSpec, LengthSpec, OutputSpec
+from edged.recipe import InputSpec, OutputSpec
 from edged.runners import Completion, Runner
 from edged.serve.request import Array, Batch, Part, Timings, Work
+from edged.staging import stage
 
 MOST_ATTEMPTS = 2
 """A batch whose device failed runs once more; what fails twice may be what makes devices fail."""
@@ -110,7 +111,8 @@ class DevicePorts:
         done: takes over what ended; may wait, which holds the device back.
         put_back: parts that shall run again, elsewhere or later.
         failed: (device, error): takes the device out for a while.
-        renew: tries to make the device's models anew after a fault; may take seconds.
+        renew: tries to make the device's models anew after a fault; may take seconds, and is
+            called on a thread of its own.
     """
 
     take: Callable[[str], Work | None]
@@ -136,8 +138,12 @@ class Device:
         self._ports = ports
         self._running: dict[int, float] = {}
         self._turned = time.monotonic()  # when it last became busy or idle
+        self._busy_s = 0.0  # until then
+        self._turning = threading.Lock()  # of these three
         # A model is swapped between two batches: never between picking its lane and submitting.
         self._swapping = threading.Lock()
+        self._renewal: threading.Thread | None = None
+        self._renewal_died = False
         self.thread = threading.Thread(target=self._work, name=f"gpu-{name}", daemon=True)
 
     def __repr__(self) -> str:
@@ -148,14 +154,38 @@ class Device:
         """Batches that may be on the device at once."""
         return min((served.runner.lanes for served in self._models.values()), default=0)
 
+    def dead(self) -> str | None:
+        """Name of a thread of it that has died."""
+        if self._renewal_died:
+            return f"renew-{self.name}"
+        return None if self.thread.is_alive() else self.thread.name
+
     def running_s(self, now: float) -> float:
         """For how long the oldest batch has been on the device; 0 if none is."""
         return max((now - since for since in list(self._running.values())), default=0.0)
 
     def occupied(self, now: float) -> tuple[float, float]:
-        """For how long it has been idle, and busy without a gap; one of them is 0, in seconds."""
-        since_s = max(0.0, now - self._turned)
-        return (0.0, since_s) if self._running else (since_s, 0.0)
+        """Seconds for which it has been idle now, 0 if it is not, and busy in all."""
+        with self._turning:
+            since_s = max(0.0, now - self._turned)
+            if self._running:
+                return 0.0, self._busy_s + since_s
+            return since_s, self._busy_s
+
+    def _began(self, batch: Batch) -> None:
+        with self._turning:
+            now = time.monotonic()
+            if not self._running:
+                self._turned = now
+            self._running[id(batch)] = now
+
+    def _ended(self, batch: Batch) -> None:
+        with self._turning:
+            now = time.monotonic()
+            self._running.pop(id(batch), None)
+            if not self._running:
+                self._busy_s += now - self._turned
+                self._turned = now
 
     def swap(self, model: str, served: Served) -> None:
         """Serves a model by this runner from the next batch on.
@@ -165,6 +195,12 @@ class Device:
         with self._swapping:
             self._models[model] = served
 
+    def drop(self, queues: Iterable[str]) -> None:
+        """Serves these no more; nothing of them waits or runs."""
+        with self._swapping:
+            for queue in queues:
+                self._models.pop(queue, None)
+
     def renew(self, models: Mapping[str, Served]) -> None:
         """Serves these from the next batch on; nothing runs on the device."""
         with self._swapping:
@@ -172,22 +208,33 @@ class Device:
 
     def _work(self) -> None:
         while (work := self._ports.take(self.name)) is not None:
-            if work.expired:
-                self._ports.done(expired(work.expired))
+            # First what has a deadline to keep: `done` may wait for as long as the broker is away.
             if work.batch is not None:
                 self._start(work.batch)
             if work.retry:
-                self._ports.renew(self.name)
+                self._renewal = threading.Thread(
+                    target=self._renew, name=f"renew-{self.name}", daemon=True
+                )
+                self._renewal.start()
+            if work.expired:
+                self._ports.done(expired(work.expired))
+        if self._renewal is not None:
+            self._renewal.join()
+
+    def _renew(self) -> None:
+        """On the renewal's thread."""
+        try:
+            self._ports.renew(self.name)
+        except BaseException:
+            self._renewal_died = True
+            raise
 
     def _start(self, batch: Batch) -> None:
         with self._swapping:
             served = self._models[batch.queue]
             lane = served.lanes.get()
             fill(served, lane, batch.parts)
-            now = time.monotonic()
-            if not self._running:
-                self._turned = now
-            self._running[id(batch)] = now
+            self._began(batch)
             served.runner.submit(
                 lane, batch.samples, lambda result: self._finished(served, batch, result)
             )
@@ -197,18 +244,16 @@ class Device:
         # The lane's buffers belong to its next batch once it is free.
         outputs = {name: np.array(rows) for name, rows in result.outputs.items()}
         error = result.error
-        self._running.pop(id(batch), None)
-        if not self._running:
-            self._turned = time.monotonic()
+        self._ended(batch)
         served.lanes.put(result.lane)
-        if isinstance(error, DeviceFaultError):
-            self._ports.failed(self.name, error)
-        service_s = 0.0 if error else result.service_s
-        self._ports.completed(self.name, batch.queue, batch.samples, service_s)
         again: tuple[Part, ...] = ()
         if isinstance(error, DeviceFaultError):
+            self._ports.failed(self.name, error)
             again = tuple(part for part in batch.parts if part.attempt < MOST_ATTEMPTS - 1)
+            # Before the lane is free: the room must not take its queue for empty in between.
             self._ports.put_back(again)
+        service_s = 0.0 if error else result.service_s
+        self._ports.completed(self.name, batch.queue, batch.samples, service_s)
         if len(again) < len(batch.parts):
             self._hand_over(served, batch, result, outputs, again)
 
@@ -246,24 +291,8 @@ def fill(served: Served, lane: int, parts: tuple[Part, ...]) -> None:
         row = 0
         for part in parts:
             rows = part.request.tensors[spec.name][part.start : part.stop]
-            out = buffers[spec.name][row : row + part.samples]
-            if spec.length is not None:
-                out = _padded(spec, spec.length, out, part.request.unpadded)
-                if spec.length.mask:
-                    mask = buffers[spec.length.mask][row : row + part.samples]
-                    mask[:, : part.request.unpadded] = 1
-                    mask[:, part.request.unpadded :] = 0
-            preprocess.into(
-                rows, out, scale=spec.scale, offset=spec.offset, transpose=spec.transpose
-            )
+            stage(spec, rows, buffers, row, part.request.unpadded)
             row += part.samples
-
-
-def _padded(spec: InputSpec, length: LengthSpec, out: Array, unpadded: int) -> Array:
-    """Fills a buffer up behind the data; the part of it that the data goes into."""
-    along = np.moveaxis(out, spec.model_axis + 1, 1)  # a view
-    along[:, unpadded:] = np.asarray(length.pad).astype(out.dtype)
-    return np.moveaxis(along[:, :unpadded], 1, spec.model_axis + 1)
 
 
 def expired(parts: tuple[Part, ...]) -> Done:

@@ -3,16 +3,23 @@
 While we run batches the total utilisation mostly says that we do; a timer driven by it would steer
 by its own shadow. So a look counts only where we were idle for the whole sampling period. Without
 such gaps the stretch of our own batches tells: with one busy neighbour, time slices double them.
+
+A utilisation is believed only if it was higher under a load of our own: while engines were warmed,
+or where our batches filled most of a sampling period.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 
 from edged.gpu_load import Believed
 
 PERIOD_S = 1.0
 """Over so long drivers average a utilisation."""
+BUSY = 0.8
+"""Share of a period that our batches must have taken for it to count as a load of our own: on a
+device with one lane there is a gap after each batch."""
 FRESH_S = 5.0
 """A gap's utilisation is good for so long."""
 GAIN = 0.3
@@ -26,6 +33,7 @@ class IdleGaps:
 
     def __init__(self) -> None:
         self._believed = Believed()
+        self._looks: deque[tuple[float, float]] = deque()  # when, busy seconds until then
         self._share = math.nan
         self._at = -math.inf
 
@@ -40,11 +48,12 @@ class IdleGaps:
             now: when.
             utilisation: 0 to 1, or None.
             idle_s: for how long none of our batches has run; 0 while one does.
-            busy_s: for how long our batches have run without a gap; 0 while none does.
+            busy_s: for how long batches of ours have run in all, since the start.
         """
+        busy = self._busy_share(now, busy_s)
         if utilisation is None or not math.isfinite(utilisation):
             return
-        if busy_s >= PERIOD_S:
+        if busy >= BUSY:
             self._believed.sample(utilisation, busy=True)
         elif idle_s >= PERIOD_S:
             self._believed.sample(utilisation, busy=False)
@@ -53,6 +62,22 @@ class IdleGaps:
             if not known:
                 self._share = utilisation
             self._at = now
+
+    def warmed(self, utilisation: float | None) -> None:
+        """The highest utilisation that was seen while engines were warmed on the device."""
+        if utilisation is not None and math.isfinite(utilisation):
+            self._believed.sample(utilisation, busy=True)
+
+    def _busy_share(self, now: float, busy_s: float) -> float:
+        """Share of the last period that our batches took; 0 where the looks do not tell."""
+        looks = self._looks
+        looks.append((now, busy_s))
+        while len(looks) > 2 and now - looks[1][0] >= PERIOD_S:
+            looks.popleft()
+        since, before_s = looks[0]
+        # A longer time than that between two looks says nothing about the period before this one.
+        known = PERIOD_S <= now - since <= 2 * PERIOD_S
+        return (busy_s - before_s) / (now - since) if known else 0.0
 
     def share(self, now: float, phi: float) -> float | None:
         """Share of the device that others use, 0 to 1; None: unknown.

@@ -3,7 +3,8 @@
 A request's place is its deadline: earliest deadline first inside a class. Two rules bend that:
 
 * ageing: a background request that has used up half of its time counts as a normal one, so that
-  it is not passed by until it expires;
+  it is not passed by until it expires; one that takes an older one's place ages when that one would
+  have;
 * freshness: where only the latest request of a source counts, the newer one takes the place of the
   older one. With a place of its own, a source that sends often would stand last for ever.
 """
@@ -24,9 +25,12 @@ _STALE = 64
 
 
 class _Entry:
-    """Samples ``start`` to ``stop`` of a request, which wait; ``start`` moves on as they leave."""
+    """Samples ``start`` to ``stop`` of a request, which wait; ``start`` moves on as they leave.
 
-    __slots__ = ("attempt", "number", "place", "priority", "request", "start", "stop")
+    Once it has left, its ``request`` is gone: heaps hold the entry for longer, not the tensors.
+    """
+
+    __slots__ = ("ages", "attempt", "number", "place", "priority", "request", "start", "stop")
 
     def __init__(self, part: Part, number: int) -> None:
         self.request = part.request
@@ -34,6 +38,7 @@ class _Entry:
         self.attempt = part.attempt
         self.priority = part.request.priority
         self.place = part.request.deadline
+        self.ages = _ages(part.request)
         self.number = number
 
     @property
@@ -119,14 +124,14 @@ class ModelQueue:
             if older.request.priority is request.priority:
                 entry.priority, entry.number = older.priority, older.number
                 entry.place = min(older.place, request.deadline)
+                entry.ages = min(older.ages, entry.ages)
             self._remove(older)
         self._insert(entry)
         waiting = sum(map(len, self._classes.values()))
         self._deadlines.push(request.deadline, entry, waiting)
         self._received.push(request.received, entry, waiting)
-        if entry.priority is Priority.BACKGROUND and math.isfinite(request.deadline):
-            ages = request.received + AGEING * (request.deadline - request.received)
-            self._ageing.push(ages, entry, waiting)
+        if entry.priority is Priority.BACKGROUND and math.isfinite(entry.ages):
+            self._ageing.push(entry.ages, entry, waiting)
         if request.source and part.attempt == 0:
             self._latest[request.source] = entry
         self._account(request, part.samples)
@@ -220,6 +225,7 @@ class ModelQueue:
         entry.start = entry.stop
         if self._latest.get(entry.request.source) is entry:
             del self._latest[entry.request.source]
+        del entry.request
 
     def age(self, now: float) -> None:
         """Has background requests that have waited for long count as normal ones."""
@@ -244,3 +250,8 @@ class ModelQueue:
                     entries.pop(0)
                     self._leave(entry)
         return tuple(parts)
+
+
+def _ages(request: Request) -> float:
+    """When it counts as a normal one, if it is a background request."""
+    return request.received + AGEING * (request.deadline - request.received)

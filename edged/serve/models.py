@@ -171,6 +171,24 @@ class ModelHost:
         """Names that the settings ask for: those listed, else all that have an engine."""
         return self.settings.models or tuple(self.store.models())
 
+    def unwanted(self) -> tuple[str, ...]:
+        """Names that serve though ``serve.models`` lists others.
+
+        None while none of those listed serves: a service that is told to serve nothing but what
+        cannot be loaded goes on with what it has.
+        """
+        listed = self.settings.models
+        if not any(name in self.models for name in listed):
+            return ()
+        return tuple(name for name in self.models if name not in listed)
+
+    def forget_refusals(self) -> None:
+        """Forgets why models are not served that are not asked for any more."""
+        wanted = self.wanted()
+        for name in [name for name in self.refused if name not in wanted]:
+            del self.refused[name]
+        self.outdated.intersection_update(wanted)
+
     def manifest(self, name: str) -> Manifest | None:
         """Of a model that is served, else None; with the deadline of ``serve.slo_ms``, if any."""
         model = self.models.get(name)
@@ -313,7 +331,7 @@ class ModelHost:
             check_golden(engine, runner)
             shorter: dict[int, tuple[Runner, LatencyCurve]] = {}
             for length in _shorter_lengths(manifest):
-                loaded.append(runners.at_length(runner, engine, length))
+                loaded.append(_at_length(runner, manifest, length))
                 where = f"{manifest.model} at length {length} on {device}"
                 shorter[length] = loaded[-1], _warm(loaded[-1], manifest, where, progress)
         except BaseException:
@@ -326,6 +344,10 @@ class ModelHost:
 def _warm(runner: Runner, manifest: Manifest, where: str, progress: Progress) -> LatencyCurve:
     sizes = manifest.warm_sizes
     return runners.warm_up(runner, sizes, lambda done, total: progress(where, done, total))
+
+
+def _at_length(runner: Runner, manifest: Manifest, length: int) -> Runner:
+    return runners.at_length(runner, manifest.input, manifest.output, length)
 
 
 def _shorter_lengths(manifest: Manifest) -> tuple[int, ...]:

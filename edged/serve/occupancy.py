@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 
 from edged.serve import dispatch
 from edged.serve.dispatch import Prospect, UrgentTraffic
 from edged.serve.model_queue import ModelQueue
-from edged.serve.timer import BatchTimer, Decision
+from edged.serve.request import Request
+from edged.serve.timer import BatchTimer, Decision, Waiting
 
 
 class Occupancy:
@@ -20,7 +21,8 @@ class Occupancy:
         free: lanes of which nothing is known to run.
         timers: by queue.
         closes: by queue, when its batch closes or closed, as far as it was asked.
-        retry_at: set while the device is out.
+        retry_at: set while the device is out; infinity while it is tried again.
+        running: by queue, batches that run.
 
     Args:
         lanes: batches that may be on it at once.
@@ -33,6 +35,7 @@ class Occupancy:
         self.timers = dict(timers)
         self.closes: dict[str, float] = {}
         self.retry_at: float | None = None
+        self.running: Counter[str] = Counter()
         self._lead_s = lead_s
         self._busy_until = -math.inf
         self._expected: deque[float] = deque()  # seconds of each batch that runs, oldest first
@@ -40,18 +43,40 @@ class Occupancy:
     def __repr__(self) -> str:
         return f"<Occupancy {self.free} of {self.lanes} lanes free>"
 
+    def ask_retry(self, now: float) -> bool:
+        """Whether it is to be tried again now; true once for each time that it was taken out."""
+        due = self.retry_at is not None and self.retry_at <= now
+        if due:
+            self.retry_at = math.inf
+        return due
+
     def started(self, now: float, queue: str, samples: int) -> None:
         """A batch occupies a lane."""
         self.free -= 1
+        self.running[queue] += 1
         service_s = self.timers[queue].service_s(samples)
         self._expected.append(service_s)
         self._busy_until = max(now, self._busy_until) + service_s
 
-    def ended(self, now: float) -> None:
+    def ended(self, now: float, queue: str) -> None:
         """A batch left: no error of earlier predictions outlives it."""
         self.free += 1
+        self.running[queue] -= 1
         self._expected.popleft()
         self._busy_until = min(self._busy_until, now + sum(self._expected))
+
+    def arrived(self, now: float, queue: str, waiting: Waiting) -> None:
+        """Has its closing time follow an arrival while it is busy."""
+        # One model needs no order; a device with a free lane is asked in a moment anyway.
+        ordered = self.free <= 0 and len(self.timers) > 1 and queue in self.timers
+        if ordered and self.closes.get(queue, math.inf) > now:
+            decision = self.timers[queue].decide(now, waiting)
+            self.closes[queue] = now if decision.samples else decision.at
+
+    def drop(self, queue: str) -> None:
+        """A queue is served no more; nothing of it waits or runs."""
+        for known in (self.timers, self.closes, self.running):
+            known.pop(queue, None)
 
     def resize(self, lanes: int) -> None:
         """Another number of lanes, of which those that are busy stay busy."""
@@ -147,3 +172,26 @@ class Occupancy:
         """Share of its time that one queue takes at the least, in full batches."""
         timer = self.timers[queue]
         return timer.rate(now) * timer.service_s(timer.cap) / timer.cap
+
+
+def starts_in_s(
+    devices: Sequence[Occupancy], request: Request, queue: ModelQueue, now: float
+) -> float:
+    """The least time after which a request's first sample is started; 0 with nothing before it.
+
+    So something always runs, and a device that was slow is seen to be faster again.
+
+    Args:
+        devices: that serve its queue and are not out.
+        request: would come in now.
+        queue: its queue.
+        now: monotonic seconds.
+    """
+    prospects = [device.prospect(now, request.queue) for device in devices]
+    replaced = queue.replaceable(request)
+    starts_s = dispatch.starts_in_s((queue.samples - replaced) // queue.cap, prospects)
+    if now + starts_s <= request.deadline:
+        return starts_s
+    # Only now it matters who stands behind whom.
+    before = max(0, queue.ahead(request) - replaced)
+    return dispatch.starts_in_s(before // queue.cap, prospects)

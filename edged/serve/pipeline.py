@@ -177,8 +177,10 @@ class Pipeline:
 
     def dead(self) -> str | None:
         """Name of a thread that has died, which ends the service."""
-        threads = (self._intake, self._reply, *(device.thread for device in self._devices))
-        return next((thread.name for thread in threads if not thread.is_alive()), None)
+        for thread in (self._intake, self._reply):
+            if not thread.is_alive():
+                return thread.name
+        return next((name for device in self._devices if (name := device.dead())), None)
 
     def stuck(self, now: float, stuck_s: float) -> str | None:
         """Why the watchdog should not be fed: work that has not moved for ``stuck_s``."""

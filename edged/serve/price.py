@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from edged.gpu_load import DeviceLoad
+from edged.gpu_load import GpuLoad
 
 MODES: dict[str, float] = {
     "latency": 0.0, "balanced": 2.0, "eco": 10.0, "use-the-slo": math.inf,
@@ -50,15 +50,17 @@ def price_of(mode: str | float) -> float:
     return min(price, MOST)
 
 
-def priced(base: float, load: DeviceLoad, busy_by_others: float | None) -> float:
-    """The price that a device's state makes of the operator's; an infinite one stays.
+def priced(base: float, load: GpuLoad, busy_by_others: float | None) -> float:
+    """The price that a device's state makes of the operator's; 0 and infinity stay.
+
+    Who asked for latency alone, or for the SLO alone, did so whatever the device goes through.
 
     Args:
         base: what the operator asked for.
         load: what is known of the device; what is not adds nothing.
         busy_by_others: share of the device that others use, 0 to 1, or None.
     """
-    if math.isinf(base):
+    if base == 0 or math.isinf(base):
         return base
     extra = BUSY_PRICE * _share(busy_by_others) + HOT_PRICE * _heat(load)
     if load.throttled or load.low_power:
@@ -84,7 +86,7 @@ def _share(value: float | None) -> float:
     return min(max(value, 0.0), 1.0) if value is not None and math.isfinite(value) else 0.0
 
 
-def _heat(at: DeviceLoad) -> float:
+def _heat(at: GpuLoad) -> float:
     if at.temperature_c is None:
         return 0.0
     trip = at.trip_c if at.trip_c is not None and at.trip_c > SOFT_C else TRIP_C

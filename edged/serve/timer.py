@@ -31,10 +31,14 @@ from edged.serve.arrivals import Arrivals
 from edged.serve.batch_size import BUSY_FILL, FILL, control_limit, sizes_to_take
 from edged.serve.ledger import Ledger, Started
 from edged.serve.service_time import ServiceTime
-from edged.serve.tuner import CHANGE, Choice, Setting, Task, moved, tune
+from edged.serve.tuner import CHANGE, Choice, Setting, Task, due, moved, tune
 
 CHOICE_S = 5.0
-"""A choice of the tuner is good for so long, and while the rate stays within a factor of 2."""
+"""A choice of the tuner is good for so long, and while the rate stays within a factor of 2 ..."""
+INTERVALS = 2.0
+"""... or for so many times as long as the tuner needed to come back, if it has much to do ..."""
+LONGEST_CHOICE_S = 120.0
+"""... but never for longer than this."""
 GAPS = 3.0
 """Mean gaps without an arrival after which no more company is waited for."""
 COLLECT = 4.0
@@ -143,7 +147,8 @@ class BatchTimer:
         self.slo_s = slo_s
         self.choice: Choice | None = None
         self.ledger = Ledger()
-        self._chosen_at = -math.inf
+        self._chosen_at = self._asked_at = -math.inf
+        self._good_s = CHOICE_S
         self._distrust_until = -math.inf
         self._harms = 0
         self._arrivals = Arrivals()
@@ -188,7 +193,9 @@ class BatchTimer:
     def started(self, now: float, waiting: Waiting, decision: Decision) -> None:
         """A batch was closed as it was decided about what waited."""
         mean_wait = now - waiting.arrival_weight / waiting.weight if waiting.weight else 0.0
-        held = decision.reason in _HELD
+        # A deadline that could not be met any more, whatever was done, is no harm of holding back.
+        in_time = now + self.cautious_s(decision.samples) <= waiting.deadline
+        held = decision.reason in _HELD and in_time
         late = self.ledger.late_p99_s > LATE_SHARE * self.slo_s
         if late or self.ledger.held_late > HELD_LATE:
             self._distrust(now)
@@ -244,7 +251,7 @@ class BatchTimer:
     def setting(self, now: float) -> Setting | None:
         """The tuner's pair, while it is fresh."""
         choice = self.choice
-        if choice is None or not 0 <= now - self._chosen_at <= CHOICE_S:
+        if choice is None or not 0 <= now - self._chosen_at <= self._good_s:
             return None
         fresh = not moved(self._arrivals.long_rate(now), choice.rate, 1.0)
         return choice.setting if fresh and not self._repriced(choice) else None
@@ -257,6 +264,8 @@ class BatchTimer:
         """A copy of what the tuner goes by; None if there is nothing to tune."""
         if not 0 <= self.price < math.inf:
             return None
+        if not math.isfinite(self._asked_at):  # how long the first choice takes is an interval too
+            self._asked_at = now
         return Task(
             trace=self._arrivals.trace(),
             idle_s=self._service.idle_s,
@@ -275,15 +284,17 @@ class BatchTimer:
         if choice is None:
             return
         same = self.choice is not None and self.choice.setting == choice.setting
-        self.choice, self._chosen_at = choice, now
+        interval = now - self._asked_at if math.isfinite(self._asked_at) else 0.0
+        self._good_s = min(max(CHOICE_S, INTERVALS * interval), LONGEST_CHOICE_S)
+        self.choice, self._chosen_at, self._asked_at = choice, now, now
         self._harms = self._harms + 1 if same and self._harmful(choice) else 0
         if self._harms >= ROUNDS:
             self._distrust(now)
 
     def retune(self, now: float) -> None:
-        """A whole round of tuning at once, as a simulation does."""
+        """A whole round of tuning at once, as a simulation does, if there is anything new."""
         task = self.tuning(now)
-        if task is not None:
+        if task is not None and due(self.choice, task, math.inf, 0.0):
             self.tuned(now, tune(task))
 
     def _distrust(self, now: float) -> None:

@@ -23,6 +23,8 @@ from edged.serve.batch_size import control_limit
 
 LEAST_TRACE = 100
 """Below so many arrivals nothing is chosen."""
+NEWS = 60
+"""Arrivals since the last round, a tenth of a trace, that make another round worth its time."""
 GAIN = 0.01
 """A challenger has to be better by this share ..."""
 ERRORS = 2.5
@@ -92,6 +94,7 @@ class Choice:
         seen: of each candidate, mean and variance over the rounds of its cost as a multiple of
             the setting's.
         rounds: that were averaged.
+        until: last arrival of the trace; NaN: not known.
     """
 
     setting: Setting
@@ -102,6 +105,7 @@ class Choice:
     price: float
     seen: Mapping[Setting, tuple[float, float]] = field(default_factory=dict, repr=False)
     rounds: int = 1
+    until: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +178,7 @@ def tune(task: Task, pause: Callable[[], object] = lambda: None) -> Choice | Non
         task.price,
         {other: (mean / unit, variance) for other, (mean, variance) in seen.items()},
         rounds,
+        task.trace[-1],
     )
 
 
@@ -187,11 +192,21 @@ def candidates(task: Task) -> list[Setting]:
 
 
 def due(choice: Choice | None, task: Task, waited_s: float, every_s: float) -> bool:
-    """Whether to tune again: the time has come, or the rate or the device moved by `CHANGE`."""
-    if choice is None or waited_s >= every_s:
+    """Whether to tune again: the time has come, or the rate or the device moved by `CHANGE`.
+
+    Never for a trace that is too short, or that ends where it ended the last time.
+    """
+    trace = task.trace
+    if len(trace) < LEAST_TRACE or (choice is not None and trace[-1] == choice.until):
+        return False
+    if choice is None:
         return True
-    rate = mean_rate(task.trace)
-    return moved(rate, choice.rate, CHANGE) or moved(task.phi, choice.phi, CHANGE)
+    if moved(mean_rate(trace), choice.rate, CHANGE) or moved(task.phi, choice.phi, CHANGE):
+        return True
+    # A trace that ends earlier is of another clock, and new as a whole.
+    known = bisect_right(trace, choice.until) if trace[-1] > choice.until else 0
+    worth = len(trace) - known >= NEWS or _repriced(task, choice)
+    return waited_s >= every_s and worth
 
 
 def moved(now: float, then: float, by: float) -> bool:
@@ -204,7 +219,11 @@ def _usable(task: Task, rate: float) -> Choice | None:
     last = task.last
     if last is None or moved(task.phi, last.phi, CHANGE) or moved(rate, last.rate, OTHER_RATE):
         return None
-    return last if task.price == last.price or not moved(task.price, last.price, CHANGE) else None
+    return None if _repriced(task, last) else last
+
+
+def _repriced(task: Task, last: Choice) -> bool:
+    return task.price != last.price and moved(task.price, last.price, CHANGE)
 
 
 def _hopeless(setting: Setting, last: Choice) -> bool:

@@ -6,12 +6,13 @@ It rests so long after each round that it never takes more than `SHARE` of a cor
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from edged.gpu_load import DeviceLoad, LoadSource
+from edged.gpu_load import GpuLoad, LoadSource
 from edged.serve.idle_gaps import IdleGaps
 from edged.serve.price import price_of, priced, slewed
 from edged.serve.request import model_of
@@ -25,6 +26,8 @@ LOOK_S = 0.25
 """... and looked at so often, whether its rate or its device has changed."""
 SHARE = 0.02
 """Of a core, taken at most."""
+FOREVER_S = 1e9
+"""One that was never tuned has waited for so long."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class TuningPorts:
         tuned: takes a choice over.
         set_price: (device, c, queue).
         scales: device -> queue -> scale of the service times.
-        occupied: (device, now) -> seconds idle, seconds busy without a gap; one of them is 0.
+        occupied: (device, now) -> seconds idle until now, seconds busy in all.
     """
 
     tunings: Callable[[], Sequence[tuple[BatchTimer, Task]]]
@@ -68,7 +71,7 @@ class Tuning:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
-        self.loads: dict[str, DeviceLoad] = {}
+        self.loads: dict[str, GpuLoad] = {}
         self._ports = ports
         self._sources = dict(sources)
         self._clock = clock
@@ -92,21 +95,37 @@ class Tuning:
             self.look()
 
     def look(self) -> None:
-        """One round: prices, then what is due to be tuned."""
+        """One round: prices, then the one timer that is due to be tuned for the longest time."""
         now = self._clock()
         self.set_prices(now)
         if not self.settings.tune or now < self._rest_until:
             return
         began = time.thread_time()
-        live = set()
-        for timer, task in self._ports.tunings():
-            live.add(id(timer))
-            waited = now - self._tuned_at.get(id(timer), -EVERY_S)
-            if due(task.last, task, waited, EVERY_S):
-                self._ports.tuned(timer, tune(task, pause=_yield))
-                self._tuned_at[id(timer)] = now
+        tasks = self._ports.tunings()
+        live = {id(timer) for timer, _ in tasks}
         self._tuned_at = {key: at for key, at in self._tuned_at.items() if key in live}
+        chosen = self._longest_waiting(now, tasks)
+        if chosen is not None:
+            timer, task = chosen
+            self._ports.tuned(timer, tune(task, pause=_yield))
+            self._tuned_at[id(timer)] = now
         self._rest_until = now + (time.thread_time() - began) / SHARE
+
+    def _longest_waiting(
+        self, now: float, tasks: Sequence[tuple[BatchTimer, Task]]
+    ) -> tuple[BatchTimer, Task] | None:
+        """Of what is due: one a look, or the last of many would wait until choices have lapsed."""
+        found, longest = None, -math.inf
+        for timer, task in tasks:
+            waited = now - self._tuned_at.get(id(timer), -FOREVER_S)
+            if waited > longest and due(task.last, task, waited, EVERY_S):
+                found, longest = (timer, task), waited
+        return found
+
+    def warmed(self, device: str, utilisation: float | None) -> None:
+        """Tells of the highest utilisation that was seen while engines were warmed on a device."""
+        if device in self._gaps:
+            self._gaps[device].warmed(utilisation)
 
     def set_prices(self, now: float) -> None:
         """Has the timers go by the operator's mode and the devices' state."""
@@ -121,7 +140,7 @@ class Tuning:
                 self._prices[device, queue] = price, now
                 self._ports.set_price(device, price, queue)
 
-    def _look_at(self, device: str, now: float) -> DeviceLoad | None:
+    def _look_at(self, device: str, now: float) -> GpuLoad | None:
         """What raises the price there; None if nothing shall."""
         source = self._sources.get(device)
         if source is None or not self.settings.adapt:

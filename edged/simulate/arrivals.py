@@ -15,6 +15,11 @@ import numpy.typing as npt
 
 from edged.errors import BadParameterError
 
+DAY_S = 60.0
+"""Seconds of a day, sped up: long beside any SLO, short enough to be simulated whole."""
+SWING = 0.9
+"""Share by which the rate of a day rises above its mean and falls below it."""
+
 Times = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.int64]
 
@@ -128,7 +133,7 @@ def mmpp(
 
 
 def diurnal(
-    rate: float, count: int, seed: int = 0, *, period_s: float = 600.0, swing: float = 0.9
+    rate: float, count: int, seed: int = 0, *, period_s: float = DAY_S, swing: float = SWING
 ) -> Arrivals:
     """A rate that follows the day: ``rate (1 - swing cos(2 pi t / period))``, beginning at night.
 

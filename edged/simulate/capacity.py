@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,17 +30,26 @@ class Capacity:
 
 
 def carries(summary: Summary) -> bool:
-    """Whether enough requests were answered in time."""
-    return summary.attainment >= ENOUGH
+    """Whether enough requests were answered in time, and will be if it goes on like this.
+
+    A run is short: more than the device can do may come for longer than it lasts before the first
+    answer is late. So the last requests have to be in time too, and the load below the most that
+    the device can do, where that is known.
+    """
+    kept = min(summary.attainment, summary.last) >= ENOUGH
+    return kept and not summary.offered >= 1
 
 
-def find_capacity(measure: Callable[[float], Summary], load: float, *, whole: bool) -> Capacity:
+def find_capacity(
+    measure: Callable[[float], Summary], load: float, *, whole: bool, most: float = math.inf
+) -> Capacity:
     """Searches around a load.
 
     Args:
         measure: simulates a load.
         load: where to begin.
         whole: only whole numbers are loads.
+        most: a larger load is not carried, however well a run of finite length goes.
 
     Returns:
         The largest load that is carried, to `PRECISION` or to the unit.
@@ -47,6 +57,8 @@ def find_capacity(measure: Callable[[float], Summary], load: float, *, whole: bo
     tried: dict[float, Summary] = {}
 
     def carried(at: float) -> bool:
+        if at > most:
+            return False
         if at not in tried:
             tried[at] = measure(at)
         return carries(tried[at])

@@ -53,7 +53,12 @@ def run(
 
 
 def _answer(options: SimulateOptions, engines: Path, out: TextIO) -> int:
-    manifest = EngineStore(engines).current(options.model).manifest if options.model else None
+    if options.plot and (options.plot.suffix != ".svg" or not options.plot.parent.is_dir()):
+        raise BadParameterError(
+            f"plot {str(options.plot)!r} must be an .svg file in a folder that exists"
+        )
+    name = (options.model or "").partition("@")[0]
+    manifest = EngineStore(engines).current(name).manifest if name else None
     device, load = plant(options, manifest), workload(options)
     price = _price(options.mode)
     came = load.make(load.load)
@@ -70,7 +75,8 @@ def _answer(options: SimulateOptions, engines: Path, out: TextIO) -> int:
                 device, _simulate(device, _first(load.make(amount)), price, SEARCH_ROUNDS)
             )
 
-        found = find_capacity(measure, load.load, whole=load.whole)
+        most = device.most_rate / load.each if load.each else math.inf
+        found = find_capacity(measure, load.load, whole=load.whole, most=most)
     if options.plot:
         text = report.charts(runs, device, load, found)
         options.plot.write_text(text, encoding="utf-8")
@@ -78,7 +84,8 @@ def _answer(options: SimulateOptions, engines: Path, out: TextIO) -> int:
         print(json.dumps(report.document(device, load, summaries, found)), file=out)
     else:
         _print(out, device, load, summaries, found)
-    return 0 if found is None or carries(summaries["timer"]) else 1
+    carried = carries(summaries["timer"]) and not report.overloaded(device, load)
+    return 0 if found is None or carried else 1
 
 
 def _print(

@@ -11,6 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -56,6 +57,15 @@ class Device:
     def factor(self, now: float) -> float:
         """How many times slower it is."""
         return next((factor for at, factor in reversed(self.steps) if at <= now), 1.0)
+
+    def most(self, cap: int, seconds: float) -> float:
+        """Samples/s that it can do with full batches, on average over so many seconds from 0."""
+        changes = [0.0, *(min(at, seconds) for at, _ in self.steps), seconds]
+        factors = [1.0, *(factor for _, factor in self.steps)]
+        spans = (later - at for at, later in pairwise(changes))
+        share = sum(span / f for span, f in zip(spans, factors, strict=True)) / seconds
+        # The mean of the noise, whose logarithm is normal.
+        return share * cap / (self.curve(cap) * math.exp(self.noise**2 / 2))
 
 
 @dataclass(frozen=True)

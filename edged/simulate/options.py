@@ -64,7 +64,9 @@ class SimulateOptions:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command; their names are the fields of `SimulateOptions`."""
     device = parser.add_argument_group("device")
-    device.add_argument("--model", help="a built model: its latency curve, largest batch and SLO")
+    device.add_argument(
+        "--model", help="a built model (or MODEL@LENGTH): its latency curve, largest batch and SLO"
+    )
     device.add_argument("--engines", type=Path, help="folder of models (paths.engines)")
     device.add_argument("--curve", help="instead: 2+0.25b, or 1:2.25,8:4,32:10, in ms by batch")
     device.add_argument("--stepped", action="store_true", help="pads up to the curve's next size")

@@ -20,7 +20,9 @@ SLICES = 60
 
 
 def load_text(workload: Workload, load: float) -> str:
-    """``40 cameras``, ``600 requests/s``."""
+    """``40 cameras``, ``600 requests/s``, ``the trace``."""
+    if workload.recorded and load == 1:
+        return "the trace"
     return f"{load:.0f} {workload.unit}" if workload.whole else f"{load:.4g} {workload.unit}"
 
 
@@ -38,6 +40,17 @@ def print_report(
         print(f"{label:<24}{values}", file=out)
     reasons = sorted(first.reasons.items(), key=lambda item: -item[1])
     print("closed because: " + ", ".join(f"{name} {n}" for name, n in reasons), file=out)
+    if overloaded(plant, workload):
+        print(
+            f"overload: {workload.load * workload.each:.4g} requests/s come, the device can do "
+            f"{plant.most_rate:.4g} at most; the longer it lasts, the longer the queue",
+            file=out,
+        )
+
+
+def overloaded(plant: Plant, workload: Workload) -> bool:
+    """Whether more comes on average than the device can ever do."""
+    return workload.load * workload.each > plant.most_rate
 
 
 _ROWS: tuple[tuple[str, Callable[[Summary], str]], ...] = (
@@ -59,7 +72,7 @@ def print_answer(
 ) -> None:
     """Yes or no, and the headroom."""
     asked, limit = load_text(workload, workload.load), plant.slo_s * 1e3
-    verdict = "yes" if carries(summary) else "no"
+    verdict = "yes" if carries(summary) and not overloaded(plant, workload) else "no"
     print(
         f"{verdict}: {asked} under {limit:g} ms: {summary.attainment:.2%} answered in time "
         f"(99% asked), p99 {summary.p99_ms:.1f} ms, device {summary.busy:.0%} busy",
@@ -89,10 +102,12 @@ def document(
         "load": workload.load,
         "unit": workload.unit,
         "slo_ms": plant.slo_s * 1e3,
+        "most_requests_s": plant.most_rate,
         "policies": {name: asdict(summary) for name, summary in summaries.items()},
     }
     if found is not None:
-        result["carried"] = carries(next(iter(summaries.values())))
+        first = next(iter(summaries.values()))
+        result["carried"] = carries(first) and not overloaded(plant, workload)
         result["capacity"] = found.load
     return dict(_finite(result))
 

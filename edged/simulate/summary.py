@@ -32,6 +32,8 @@ class Summary:
         mean_batch: samples a batch.
         histogram: batches by size.
         reasons: batches by reason, over the whole run.
+        last: attainment of the last tenth of the requests: what gets later and later shows there.
+        offered: arrivals as a share of what the device can do at the most; NaN: not known.
     """
 
     requests: int
@@ -48,6 +50,8 @@ class Summary:
     mean_batch: float
     histogram: dict[int, int]
     reasons: dict[str, int]
+    last: float = 1.0
+    offered: float = math.nan
 
     def cost_ms(self, price: float) -> float:
         """``J_c = mean latency + c x device time a request`` in milliseconds.
@@ -78,6 +82,8 @@ def summarize(run: Run, *, slo_s: float = math.inf, warm_up: float = 0.1) -> Sum
     span = float(ends[-1] - run.arrivals.times[skipped]) if len(ends) else 0.0
     quantiles = np.quantile(latencies, QUANTILES) if len(latencies) else [math.nan] * 4
     counts = zip(*np.unique(sizes, return_counts=True), strict=True)
+    end = len(run.arrivals) - max(1, requests // 10)
+    end_within = int((latencies[run.served()[kept] >= end] <= slo_s).sum())
     return Summary(
         requests=requests,
         served=len(latencies),
@@ -93,6 +99,7 @@ def summarize(run: Run, *, slo_s: float = math.inf, warm_up: float = 0.1) -> Sum
         mean_batch=float(sizes.mean()) if len(sizes) else math.nan,
         histogram={int(size): int(count) for size, count in counts},
         reasons=dict(run.reasons),
+        last=end_within / (len(run.arrivals) - end) if requests else 1.0,
     )
 
 

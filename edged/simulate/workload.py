@@ -16,6 +16,9 @@ from edged.simulate.device import Device
 from edged.simulate.options import SimulateOptions
 from edged.simulate.recorded import read_recorded
 
+TRACE = "times the trace's speed"
+"""Unit of a recorded load."""
+_LARGEST = 1024  # batch size of any engine
 DEFAULT_CAP = 32
 """Largest batch of a line that names none."""
 
@@ -29,12 +32,19 @@ class Workload:
         unit: what it counts.
         whole: whether it is a whole number.
         make: arrivals of another amount.
+        each: requests a second that one unit makes on average.
     """
 
     load: float
     unit: str
     whole: bool
     make: Callable[[float], Arrivals]
+    each: float = 1.0
+
+    @property
+    def recorded(self) -> bool:
+        """Whether it is a trace."""
+        return self.unit == TRACE
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,11 @@ class Plant:
     cap: int
     slo_s: float
 
+    @property
+    def most_rate(self) -> float:
+        """Requests a second that it can do at most, at the best batch size up to the cap."""
+        return max(size / self.curve(size) for size in range(1, min(self.cap, _LARGEST) + 1))
+
 
 def plant(options: SimulateOptions, manifest: Manifest | None) -> Plant:
     """The device of a question.
@@ -69,7 +84,7 @@ def plant(options: SimulateOptions, manifest: Manifest | None) -> Plant:
     if (manifest is None) == (options.curve is None):
         raise BadParameterError("give either --model or --curve, for what a batch takes")
     if manifest is not None:
-        curve, cap, slo_ms = manifest.curve, manifest.max_batch, manifest.slo_ms
+        curve, cap, slo_ms = _measured(options, manifest), manifest.max_batch, manifest.slo_ms
         # The TensorRT runner pads a batch up to the next size that it has a graph for.
         curve = LatencyCurve(curve.sizes, curve.seconds, stepped=manifest.runner == "tensorrt")
     else:
@@ -77,13 +92,28 @@ def plant(options: SimulateOptions, manifest: Manifest | None) -> Plant:
         cap, slo_ms = curve.sizes[-1], math.inf
     cap = cap if options.cap is None else options.cap
     slo_ms = slo_ms if options.slo_ms is None else options.slo_ms
-    if cap < 1 or not slo_ms > 0 or not 0 <= options.noise <= 1:
+    if not 1 <= cap <= _LARGEST or not slo_ms > 0 or not 0 <= options.noise <= 1:
         raise BadParameterError(
-            f"cap {cap}, SLO {slo_ms:g} ms, noise {options.noise:g}: the cap must be at least 1, "
-            "the SLO above 0, and the noise within 0 and 1"
+            f"cap {cap}, SLO {slo_ms:g} ms, noise {options.noise:g}: the cap must be within 1 and "
+            f"{_LARGEST}, the SLO above 0, and the noise within 0 and 1"
         )
     device = Device(curve, _steps(options.slow), options.noise, options.seed)
     return Plant(options.model or options.curve or "", device, curve, cap, slo_ms / 1e3)
+
+
+def _measured(options: SimulateOptions, manifest: Manifest) -> LatencyCurve:
+    """Of the model, or with ``model@length`` at a length of its inputs."""
+    length = (options.model or "").partition("@")[2]
+    longest = str(max((spec.max_length for spec in manifest.input), default=0))
+    if length in {"", longest}:
+        return manifest.curve
+    times = manifest.shorter_latency_ms.get(length)
+    if times is None:
+        known = ", ".join([*manifest.shorter_latency_ms, longest])
+        raise BadParameterError(
+            f"model {options.model!r}: no times of length {length!r} are known, only of {known}"
+        )
+    return LatencyCurve.measured((int(size), ms / 1e3) for size, ms in times.items())
 
 
 def parse_curve(text: str, *, stepped: bool = False) -> LatencyCurve:
@@ -105,7 +135,7 @@ def parse_curve(text: str, *, stepped: bool = False) -> LatencyCurve:
     except ValueError as err:
         raise BadParameterError(
             f"curve {text!r} must be a line such as 2+0.25b, or sizes with their times such as "
-            f"1:2.25,8:4,32:10, in milliseconds ({err})"
+            "1:2.25,8:4,32:10, in milliseconds"
         ) from err
 
 
@@ -134,6 +164,17 @@ def workload(options: SimulateOptions) -> Workload:
         BadParameterError: too little is said, or an amount is not positive.
         InputFileError: the trace cannot be read.
     """
+    said = {
+        "--rate": options.rate, "--cameras": options.cameras, "--trace": options.trace,
+    }  # fmt: skip
+    given = [name for name, value in said.items() if value is not None]
+    if len(given) > 1:
+        raise BadParameterError(f"{' and '.join(given)} are different loads; give one of them")
+    if not given and options.arrivals is None:
+        raise BadParameterError(
+            "no load is given: one of --rate (requests a second), --cameras (with --fps) and "
+            "--trace (a file) is needed"
+        )
     kind = options.arrivals or (
         "cameras" if options.cameras is not None else "trace" if options.trace else "poisson"
     )
@@ -172,7 +213,8 @@ def _cameras(options: SimulateOptions) -> Workload:
         seconds = options.requests / max(1e-9, count * options.fps)
         return models.cameras(setup, seconds, options.seed)
 
-    return Workload(options.cameras, "cameras", whole=True, make=make)
+    each = options.fps * (1 - options.dropout)
+    return Workload(options.cameras, "cameras", whole=True, make=make, each=each)
 
 
 def _trace(options: SimulateOptions) -> Workload:
@@ -183,4 +225,5 @@ def _trace(options: SimulateOptions) -> Workload:
     def make(speed: float) -> Arrivals:
         return Arrivals(recorded.times / speed, recorded.sources)
 
-    return Workload(1.0, "times the trace's speed", whole=False, make=make)
+    each = recorded.rate if len(recorded.times) > 1 else 0.0
+    return Workload(1.0, TRACE, whole=False, make=make, each=each)

@@ -29,7 +29,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from edged.build.dataset import load_dataset, model_inputs  # noqa: E402  # needs the path above
+from edged.build.dataset import SampleBatch, load_dataset, model_inputs  # noqa: E402  # needs the path above
 from edged.build.pipeline import build_model  # noqa: E402
 from edged.client import Endpoint, InferClient, Message, tensor_message  # noqa: E402
 from edged.client.link import Delivery, Link, Publication  # noqa: E402
@@ -162,7 +162,7 @@ class EngineAlone:
 
     def __init__(self, engine: Engine, sample: Mapping[str, Any]) -> None:
         self._runner = load(engine)
-        self._feeds = model_inputs(sample, engine.manifest.input)
+        self._feeds = model_inputs(SampleBatch(sample, None), engine.manifest.input)
 
     def times_ms(self, count: int) -> list[float]:
         """Times from submit to done."""

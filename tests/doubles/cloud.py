@@ -71,14 +71,18 @@ class Cloud:
     Args:
         broker: where to.
         topics: of the device.
+        streams: that it subscribes to; ``+``: all.
     """
 
     _names = itertools.count()
 
-    def __init__(self, broker: Address, topics: protocol.Topics) -> None:
+    def __init__(
+        self, broker: Address, topics: protocol.Topics, streams: tuple[str, ...] = ("+",)
+    ) -> None:
         self.behaviour = Behaviour()
         self._broker = broker
         self._topics = topics
+        self._streams = streams
         self._changed = threading.Condition()
         self._records: dict[Place, list[Record]] = {}
         self._reported: list[dict[str, Any]] = []
@@ -252,7 +256,8 @@ class Cloud:
 
     def _on_connect(self, client: mqtt.Client, *_: object) -> None:
         base = self._topics.base
-        topics = (f"{base}/report/+", self._topics.config_reported, f"{self._answer_topic}/#")
+        reports = [f"{base}/report/{stream}" for stream in self._streams]
+        topics = (*reports, self._topics.config_reported, f"{self._answer_topic}/#")
         client.subscribe([(topic, 1) for topic in topics])
 
     def _on_message(self, client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:

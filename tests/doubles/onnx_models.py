@@ -193,3 +193,52 @@ def unusual_layers() -> onnx.ModelProto:
     computed = g.node("MatMul", [left, doubled], "computed")
     g.node("MatMul", [computed, g.random("end_w", 8, 4)], "end")
     return g.model({"x": ["batch", 4, 4, 4]}, {"end_out": ["batch", 8, 4]})
+
+
+def masked_net() -> onnx.ModelProto:
+    """A model of variable length that applies its mask; the layer ``middle`` is quantizable.
+
+    Inputs ``x`` FP32 [batch, length, 8] and ``mask`` INT64 [batch, length]; outputs ``last_out``
+    [batch, 4], of the mean over the data alone, and ``each_out`` [batch, length, 2].
+    """
+    g = GraphWriter(seed=6)
+    a = g.node("Relu", [g.matmul("x", "first", (8, 24))])
+    b = g.node("Relu", [g.matmul(a, "middle", (24, 24))])
+    weight = g.node("Cast", ["mask"], to=TensorProto.FLOAT)
+    column = g.node("Unsqueeze", [weight, g.constant("last_axis", np.array([2], np.int64))])
+    along = g.constant("along", np.array([1], np.int64))
+    total = g.node("ReduceSum", [g.node("Mul", [b, column]), along], keepdims=0)
+    count = g.node("ReduceSum", [column, along], keepdims=0)
+    g.gemm(g.node("Div", [total, count]), "last", (24, 4))
+    g.matmul(b, "each", (24, 2))
+    tensor = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        g.nodes,
+        "masked",
+        [
+            tensor("x", TensorProto.FLOAT, ["batch", "length", 8]),
+            tensor("mask", TensorProto.INT64, ["batch", "length"]),
+        ],
+        [
+            tensor("last_out", TensorProto.FLOAT, ["batch", 4]),
+            tensor("each_out", TensorProto.FLOAT, ["batch", "length", 2]),
+        ],
+        g.constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def unmasked_net() -> onnx.ModelProto:
+    """The same without a mask: the mean is over the padding too.
+
+    Input ``x`` FP32 [batch, length, 8], output ``last_out`` [batch, 4].
+    """
+    g = GraphWriter(seed=6)
+    a = g.node("Relu", [g.matmul("x", "first", (8, 24))])
+    b = g.node("Relu", [g.matmul(a, "middle", (24, 24))])
+    mean = g.node("ReduceMean", [b], axes=[1], keepdims=0)
+    g.gemm(mean, "last", (24, 4))
+    return g.model({"x": ["batch", "length", 8]}, {"last_out": ["batch", 4]})

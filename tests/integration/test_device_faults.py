@@ -33,6 +33,10 @@ def assert_right(answer: Sent, first: float) -> None:
 class Gate:
     """Makes runners; may keep those of a device from being made anew until it is opened.
 
+    Attributes:
+        open: set it to let them be made.
+        renewing: set once one is to be made anew.
+
     Args:
         fails_at: number of the batch at which the first runner of ``cpu:0`` fails.
     """
@@ -40,6 +44,7 @@ class Gate:
     def __init__(self, fails_at: int) -> None:
         self.fails_at = fails_at
         self.open = threading.Event()
+        self.renewing = threading.Event()
         self._first = True
 
     def make(self, engine: Engine, device: str) -> ScriptedRunner:
@@ -48,6 +53,7 @@ class Gate:
             return ScriptedRunner(engine.manifest.max_batch, device=device, held=True)
         first, self._first = self._first, False
         if not first:
+            self.renewing.set()
             assert self.open.wait(PATIENCE_S)
         return ScriptedRunner(
             engine.manifest.max_batch,
@@ -131,6 +137,24 @@ def test_requests_expire_while_the_only_device_is_out(tmp_path: Path) -> None:
         broken.clear()
         running.wait_events(DeviceRecovered)
         assert_right(running.ask()[0], 0)
+
+
+def test_requests_expire_while_the_only_device_is_loaded_again(tmp_path: Path) -> None:
+    """Loading may take long; who waits is told in time all the same."""
+    install(tmp_path)
+    gate = Gate(fails_at=0)
+    with Site(ScriptedHost(tmp_path, ("cpu:0",), gate.make)) as running:
+        running.arrive(body([[1, 0, 1]]))
+        running.wait_events(DeviceFailed)
+        assert gate.renewing.wait(PATIENCE_S)
+        running.arrive(body([[2, 0, 1]]), user={"deadline-ms": "50"})
+
+        (late,) = running.link.wait_sent(1)
+
+        assert late.code == "expired"
+        gate.open.set()
+        running.wait_events(DeviceRecovered)
+        assert_right(running.link.wait_sent(2)[1], 1)
 
 
 @pytest.mark.parametrize("devices", [("cpu:0",), ("cpu:0", "cpu:1"), ("cpu:0", "cpu:1", "cpu:2")])

@@ -133,6 +133,23 @@ def test_export_writes_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert file.stat().st_mode & 0o077 == 0
 
 
+def test_an_export_is_its_owners_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that was there and others could read is emptied and closed to them; no link is used."""
+    with running(tmp_path / "outbox") as it:
+        fill(it)
+    file, link = tmp_path / "all.jsonl", tmp_path / "link"
+    file.write_text("old\n" * 10_000)
+    file.chmod(0o644)
+    link.symlink_to(file)
+    options = ["outbox", "--path", str(tmp_path / "outbox"), "--export"]
+
+    assert main([*options, str(link)]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+    assert main([*options, str(file)]) == 0
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert len(file.read_text().splitlines()) == 4
+
+
 def test_an_export_does_not_hold_the_service_up(tmp_path: Path) -> None:
     """While somebody reads half of it, events are stored, deleted, and space is given back."""
     with running(tmp_path) as it:

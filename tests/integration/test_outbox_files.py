@@ -14,7 +14,7 @@ import pytest
 
 from edged.errors import OutboxLockedError, OutboxVersionError
 from edged.report.outbox_file import DATABASE, SCHEMA_VERSION, connect
-from edged.report.outbox_reader import read_stats
+from edged.report.outbox_reader import read_quarantine, read_stats
 from tests.doubles.outboxes import TIMEOUT_S, Observed, bodies, killed, observed, running
 
 ROOT = Path(__file__).parents[2]
@@ -151,6 +151,34 @@ def test_garbage_rows_are_removed_and_counted(tmp_path: Path) -> None:
         assert it.events == []
 
 
+def test_a_body_that_changed_on_the_disk_is_removed_and_counted(tmp_path: Path) -> None:
+    """One bit is enough, in body, kind or number; the checksum goes along through memory too."""
+    with running(tmp_path) as it:
+        it.put("event", *bodies(0, 6), kind="odd")
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as db:
+        db.execute("UPDATE message SET body = x'7b' || substr(body, 2) WHERE seq = 2")
+        db.execute("UPDATE message SET kind = 'add' WHERE seq = 3")
+        db.execute("UPDATE message SET seq = 14 WHERE seq = 4")
+        db.commit()
+
+    with running(tmp_path) as it:
+        rows = it.take()
+        assert [row.position.seq for row in rows] == [1, 5, 6]
+        assert it.stats("event").dropped == {"damaged": 3}
+
+
+def test_text_that_no_database_takes_is_stored_all_the_same(tmp_path: Path) -> None:
+    """Half a character in kind, key or reason becomes a question mark; the thread lives on."""
+    with running(tmp_path) as it:
+        it.put("event", b"first", kind="a\ud800", key="b\udfff")
+        it.outbox.quarantine(it.take(1)[0].id, "never \ud800")
+        it.put("event", b"second")
+
+        assert it.bodies() == [b"second"]
+    (refused,) = read_quarantine(tmp_path)
+    assert (refused.kind, refused.reason) == ("a?", "never ?")
+
+
 def test_another_programs_database_is_set_aside(tmp_path: Path) -> None:
     """A file that is a sound database, but not ours, is not written to."""
     with closing(sqlite3.connect(tmp_path / DATABASE)) as db:
@@ -219,7 +247,9 @@ def test_a_newer_schema_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     with running(tmp_path) as it:
         it.put("event", b"new")
         assert it.bodies() == [b"new"]
-        assert "schema 3" in getattr(it.wait_for("outbox_degraded"), "reason", "")
+        assert f"schema {SCHEMA_VERSION + 1}" in getattr(
+            it.wait_for("outbox_degraded"), "reason", ""
+        )
         it.outbox.confirm([row.id for row in it.take()])
     assert (tmp_path / DATABASE).read_bytes() == file
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from edged import protocol
+from edged.control_plane import ack_document
+from edged.report.stream_gates import MOST_AWAITED
 from tests.doubles.broker import Mosquitto
 from tests.doubles.cloud import Behaviour, Cloud
 from tests.doubles.reporting import TOPICS, Line, numbers
+from tests.doubles.wire import WAIT_S
 
 ACKNOWLEDGED = {"application_ack": ["rollout", "event", "result"]}
 
@@ -102,6 +106,60 @@ def test_a_consumer_that_is_dead_loses_nothing(broker: Mosquitto, tmp_path: Path
 
     assert set(numbers(cloud.records("event", "stopping"))) == {1, 2, 3}
     assert "replayed" in {record.mode for record in cloud.records("event", "stopping")}
+
+
+def test_a_consumer_that_is_dead_holds_up_no_other_stream(
+    broker: Mosquitto, tmp_path: Path
+) -> None:
+    """20,000 events and more wait for their acknowledgement; telemetry, which needs none, goes on.
+
+    1. More events than may be awaited, of which none is ever acknowledged.
+    2. Telemetry comes, and leaves the outbox.
+    3. Once the control plane acknowledges, all events come and leave it too.
+    """
+    count = MOST_AWAITED + 3000
+    with Cloud(broker, TOPICS) as cloud:
+        cloud.behaviour = Behaviour(acknowledges=False)
+        options = {"ack_timeout_s": 60, "replay_rate": 100_000}
+        with Line(tmp_path, broker, outbox=ACKNOWLEDGED, uplink=options) as line:
+            outbox = line.line._outbox
+            assert outbox is not None
+            for _ in range(0, count, 1000):
+                for _ in range(1000):
+                    outbox.emit("event", b"{}", kind="many")
+                assert outbox.flush(WAIT_S)
+            cloud.wait(lambda: cloud.count("event") >= MOST_AWAITED, "all that may be awaited")
+            outbox.emit("telemetry", b"{}", kind="one")
+            cloud.wait_records("telemetry", "one")
+            found = line.wait_stats(lambda s: s["telemetry"]["rows"] == 0, "telemetry delivered")
+            sent = cloud.count("event")
+            cloud.behaviour = Behaviour()
+            for number in range(1, len(cloud.messages()) + 1):
+                boot = cloud.records("event")[0].boot_id
+                cloud.acknowledge_bytes(json.dumps(ack_document(boot, number)).encode())
+            line.wait_stats(lambda s: s["event"]["rows"] == 0, "an empty outbox")
+        assert cloud.count("event") == count
+
+    assert MOST_AWAITED <= sent < count
+    assert found["event"]["rows"] == count
+
+
+def test_a_stream_that_nobody_listens_to_holds_up_no_other(
+    broker: Mosquitto, tmp_path: Path
+) -> None:
+    """Events wait, and are tried again and again; each telemetry that is reported comes at once."""
+    with Cloud(broker, TOPICS, ("telemetry",)) as cloud, Line(tmp_path, broker) as line:
+        outbox = line.line._outbox
+        assert outbox is not None
+        for number in range(1, 21):
+            line.emit(number)
+            outbox.emit("telemetry", b"{}", kind="one")
+            cloud.wait_records("telemetry", "one", number)
+        line.wait_stats(lambda s: s["telemetry"]["rows"] == 0, "telemetry delivered")
+        assert line.stats()["event"]["rows"] >= 20
+        with Cloud(broker, TOPICS, ("event",)) as other:
+            other.wait(lambda: other.count("event") >= 20, "20 events")
+            line.wait_stats(lambda s: s["event"]["rows"] == 0, "an empty outbox")
 
 
 def test_one_record_that_is_refused_for_ever_holds_up_no_other(

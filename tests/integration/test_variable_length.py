@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from edged import protocol
-from edged.build.pipeline import build_model
 from edged.engine_store import EngineStore
-from edged.errors import BuildError, EngineRefusedError
+from edged.errors import EngineRefusedError
 from edged.metrics import Metrics
 from edged.serve.admit import Admission
 from edged.serve.batch import WaitingRoom
@@ -163,29 +162,6 @@ def test_what_is_too_long_is_refused_with_the_limit(site: Site) -> None:
     assert answer["code"] == "bad_shape"
     assert "has length 9, but this model takes 1 to 8 (max_length)" in str(answer["error"])
     assert site.metrics.total("batches_total") == 0
-
-
-def test_a_build_says_that_it_cannot(tmp_path: Path) -> None:
-    """Instead of an engine of one length that is refused later."""
-    folder = tmp_path / NAME
-    folder.mkdir()
-    recipe = """
-        [model]
-        sha256 = "{digest}"
-        [[input]]
-        name = "x"
-        datatype = "FP32"
-        shape = [8, 2]
-        [input.length]
-        buckets = [3, 5]
-        [[output]]
-        name = "mean"
-        shape = [2]
-    """
-    (folder / "recipe.toml").write_text(recipe.format(digest="0" * 64), encoding="utf-8")
-
-    with pytest.raises(BuildError, match=r"variable length \(\[input.length\]\)"):
-        build_model(NAME, engines=tmp_path, calib=tmp_path, progress=lambda _sentence, _share: None)
 
 
 def test_an_axis_that_the_model_fixes_is_refused_when_it_is_loaded(tmp_path: Path) -> None:

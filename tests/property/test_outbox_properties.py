@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edged.metrics import Metrics
-from edged.report.draft import ROW_OVERHEAD, Draft, Row
+from edged.report.draft import ROW_OVERHEAD, Draft, Row, Selection
 from edged.report.fallback import StoreWithFallback
 from edged.report.outbox_file import COMPANIONS, DATABASE
 from edged.report.streams import EVENT, RESULT, ROLLOUT, STREAMS, TELEMETRY, Overflow, streams_from
@@ -128,12 +128,17 @@ class OutboxMachine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------ the uplink
 
-    @rule(limit=st.integers(1, 6), backlog=st.sampled_from([None, True, False]))
-    def take(self, limit: int, backlog: bool | None) -> None:  # noqa: FBT001  # drawn
+    @rule(
+        limit=st.integers(1, 6),
+        backlog=st.sampled_from([None, True, False]),
+        streams=st.none() | st.frozensets(st.sampled_from(STREAMS)),
+    )
+    def take(self, limit: int, backlog: bool | None, streams: frozenset[str] | None) -> None:  # noqa: FBT001  # drawn
         """What is taken is what the model has next, in its order."""
-        rows = self.writer.take(limit, 1 << 30, backlog)
+        selection = Selection(limit, 1 << 30, backlog, streams)
+        rows = self.writer.take(selection)
         wanted: list[tuple[str, int, str, bytes]] = []
-        for name in self.store.streams:
+        for name in filter(selection.has, self.store.streams):
             model = self.model[name]
             for number, key, body in model.waiting:
                 old = number <= model.backlog_up_to

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from edged.errors import DrainingError, ExpiredError, PayloadTooLargeError
+from edged.errors import DrainingError, ExpiredError, PayloadTooLargeError, UnknownModelError
 from edged.latency import LatencyCurve
 from edged.serve.admit import Admission
 from edged.serve.batch import WaitingRoom
@@ -338,3 +338,29 @@ def test_many_threads_share_the_room() -> None:
         assert sorted(numbers) == list(range(request.samples))
     assert repr(room) == "<WaitingRoom 0 samples, free lanes: a 2, b 1>"
     assert math.isfinite(timer.rate(time.monotonic()))
+
+
+def test_leaving_ends_when_the_room_is_closed() -> None:
+    """A service that stops does not wait for a model to be taken out, and closes it itself."""
+    sleeper = Sleeper()
+    sleeper.room.put(make_request())
+    sleeper.sleep()
+    assert sleeper.woken() is not None  # it runs, and never ends
+    told: queue.Queue[bool] = queue.Queue()
+    threading.Thread(target=lambda: told.put(sleeper.room.leave({"m"})), daemon=True).start()
+    sleeper.room.close()
+    assert told.get(timeout=PATIENCE_S) is False
+
+
+def test_a_queue_that_is_gone_refuses() -> None:
+    """Nothing waits, so it goes at once; a request that was decoded before is told so."""
+    sleeper = Sleeper()
+    assert sleeper.room.leave({"m"})
+    with pytest.raises(UnknownModelError, match="no more"):
+        sleeper.room.put(make_request())
+    sleeper.room.remove({"m"}, {DEVICE: 0})
+    with pytest.raises(UnknownModelError, match="no more"):
+        sleeper.room.put(make_request())
+    sleeper.room.set_model("m", {DEVICE: sleeper.timer}, {DEVICE: 1})
+    sleeper.room.put(make_request())
+    assert sleeper.room.samples == 1

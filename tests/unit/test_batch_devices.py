@@ -193,6 +193,13 @@ def test_a_device_that_is_out_gets_nothing_but_its_retry() -> None:
     work = made.take("a")
     assert work is not None
     assert (work.retry, work.batch, work.expired) == (True, None, ())
+    made.now += 3600
+    assert made.take("a") is None  # asked for once; it is being renewed
+    assert made.asleep["a"] == math.inf
+    made.room.suspend("a", made.now)
+    again = made.take("a")
+    assert again is not None
+    assert again.retry
 
 
 def test_requests_expire_while_all_devices_are_out() -> None:

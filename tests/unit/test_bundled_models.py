@@ -48,9 +48,7 @@ def answers(name: str, split: Split, size: int) -> tuple[Floats, npt.NDArray[np.
     """The model's outputs and the labels of a split, in batches of ``size``."""
     outputs, labels = [], []
     for batch in split.batches(size):
-        outputs.append(
-            session_of(name).run(None, model_inputs(batch.inputs, recipe_of(name).input))
-        )
+        outputs.append(session_of(name).run(None, model_inputs(batch, recipe_of(name).input)))
         labels.append(batch.labels if batch.labels is not None else np.empty(0, np.int64))
     return np.concatenate([found[0] for found in outputs]), np.concatenate(labels)
 
@@ -90,7 +88,7 @@ def test_batches_do_not_change_answers(name: str) -> None:
     """A sample's outputs are the same alone and among max_batch others, within rounding."""
     recipe = recipe_of(name)
     (batch,) = dataset_of(name).heldout.batches(10_000, limit=recipe.engine.max_batch)
-    inputs = model_inputs(batch.inputs, recipe.input)
+    inputs = model_inputs(batch, recipe.input)
     (together,) = session_of(name).run(None, inputs)
     for row in range(len(batch)):
         (alone,) = session_of(name).run(None, {k: v[row : row + 1] for k, v in inputs.items()})

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from edged.build.dataset import Dataset, load_dataset, model_inputs
+from edged.build.dataset import Dataset, SampleBatch, load_dataset, model_inputs
 from edged.build.dataset_files import file_digest
 from edged.errors import BuildError
 from edged.recipe import InputSpec
@@ -383,7 +383,7 @@ def test_model_inputs_are_preprocessed() -> None:
     )  # fmt: skip
     rows = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
     tokens = np.arange(10).reshape(2, 5)
-    ready = model_inputs({"image": rows, "tokens": tokens}, specs)
+    ready = model_inputs(SampleBatch({"image": rows, "tokens": tokens}, None), specs)
     assert ready["image"].dtype == np.float32
     expected = rows.transpose(0, 3, 1, 2) * 0.5 + np.arange(3).reshape(1, 3, 1, 1)
     assert np.array_equal(ready["image"], expected)

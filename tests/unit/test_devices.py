@@ -217,7 +217,7 @@ def test_a_device_without_a_thread_needs_a_restart(tmp_path: Path) -> None:
 
 
 def test_only_listed_models_are_wanted(tmp_path: Path) -> None:
-    """`serve.models` may change; what is taken off the list goes on until a restart."""
+    """`serve.models` may change: what is taken off the list is served no more, and closed."""
     install(tmp_path)
     install(tmp_path, "n")
     host = ScriptedHost(tmp_path)
@@ -227,8 +227,11 @@ def test_only_listed_models_are_wanted(tmp_path: Path) -> None:
         host.settings = ServeSettings(devices=site.TWO, models=("n",))
         running.devices.load()
 
-        assert sorted(host.models) == [MODEL, "n"]
-        assert running.ask()[0].status == "200"
+        assert sorted(host.models) == ["n"]
+        assert running.ask()[0].status == "404"
+        assert running.ask(model="n")[0].status == "200"
+        with pytest.raises(ValueError, match="closed"):
+            host.made["cpu:0"][0].submit(0, 1, lambda _completion: None)
 
 
 # ------------------------------------------------------------------ out and back

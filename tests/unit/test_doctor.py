@@ -13,6 +13,7 @@ import pytest
 
 from edged import doctor
 from edged.device import read_device
+from edged.doctor_line import Line
 from edged.engine_store import EngineStore, Manifest, Verdict
 from edged.errors import ConfigError
 from edged.recipe import InputSpec, OutputSpec
@@ -46,7 +47,7 @@ def _install(folder: Path, name: str = "digits", *, passed: bool = True, arch: s
     EngineStore(folder).install(manifest, {"engine.onnx": ENGINE})
 
 
-def _engines(folder: Path, *models: str) -> list[doctor.Line]:
+def _engines(folder: Path, *models: str) -> list[Line]:
     return doctor.check_engines(PathSettings(engines=folder), ServeSettings(models=models))
 
 
@@ -220,7 +221,7 @@ def test_the_clock_is_judged() -> None:
 def test_a_check_that_fails_is_a_line() -> None:
     """No traceback: what a machine is like cannot all be foreseen."""
 
-    def failing() -> list[doctor.Line]:
+    def failing() -> list[Line]:
         raise RuntimeError("strange machine")
 
     (line,) = doctor._guarded("clock", failing)

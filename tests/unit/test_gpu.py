@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -89,6 +89,22 @@ class Around:
     def silent(self) -> bool:
         """Whether nothing else was told."""
         return self._told.empty()
+
+
+def ports(
+    works: queue.SimpleQueue[Work | None],
+    told: queue.SimpleQueue[Done],
+    renew: Callable[[str], None] = lambda _device: None,
+) -> DevicePorts:
+    """Of a device that gets these works and tells of what ended."""
+    return DevicePorts(
+        take=lambda _device: works.get(),
+        completed=lambda _device, _model, _samples, _seconds: None,
+        done=told.put,
+        put_back=lambda _parts: None,
+        failed=lambda _device, _error: None,
+        renew=renew,
+    )
 
 
 @contextmanager
@@ -208,6 +224,32 @@ def test_nan_is_pointed_at_if_it_is_not_let_through(
         assert around.told(Done).nonfinite == ((1,) if refuse else ())
 
 
+def test_a_batch_is_started_before_others_are_told_that_they_expired(
+    runner: ScriptedRunner,
+) -> None:
+    """Telling may wait for as long as the broker is away, and the batch has a deadline."""
+    served = Served(runner, INPUT)
+    works: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+    told: queue.SimpleQueue[Done] = queue.SimpleQueue()
+    answered = threading.Event()
+
+    def done(ended: Done) -> None:
+        told.put(ended)
+        assert ended.error is None or answered.wait(PATIENCE_S)
+
+    device = Device("cpu", {MODEL: served}, replace(ports(works, told), done=done))
+    device.thread.start()
+    late, soon = part(1), part(2)
+    works.put(Work(Batch(MODEL, (soon,), 1, "count", 0.0), (late,)))
+
+    ended = [told.get(timeout=PATIENCE_S) for _ in range(2)]
+    answered.set()
+
+    assert {each.parts for each in ended} == {(late,), (soon,)}
+    works.put(None)
+    device.thread.join(PATIENCE_S)
+
+
 def test_what_runs_can_be_seen(runner: ScriptedRunner) -> None:
     """How long the oldest batch has been on the device, for the watchdog."""
     runner.hold()
@@ -247,8 +289,8 @@ def test_a_device_s_fault_takes_it_out_and_the_batch_runs_again() -> None:
         around.give(*parts)
 
         assert around.told(Failed).error is error
-        assert around.told(Completed) == Completed(3, 0.0)
         assert around.told(Again).parts == parts
+        assert around.told(Completed) == Completed(3, 0.0)
     assert around.silent()
 
 
@@ -260,8 +302,8 @@ def test_what_has_failed_twice_is_answered() -> None:
         around.give(old, new)
 
         around.told(Failed)
-        around.told(Completed)
         assert around.told(Again).parts == (new,)
+        around.told(Completed)
         done = around.told(Done)
 
     assert (done.parts, done.error) == ((old,), error)
@@ -277,6 +319,52 @@ def test_a_retry_asks_to_be_renewed(runner: ScriptedRunner) -> None:
         around.told(Completed)
 
         assert around.told(Done).version == "new"
+
+
+def test_while_it_is_renewed_the_device_goes_on() -> None:
+    """What expires meanwhile is told of, and its thread ends only after the renewal."""
+    renewing, go_on = threading.Event(), threading.Event()
+    works: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+    told: queue.SimpleQueue[Done] = queue.SimpleQueue()
+
+    def renew(_device: str) -> None:
+        renewing.set()
+        assert go_on.wait(PATIENCE_S)
+
+    device = Device("cpu", {}, ports(works, told, renew))
+    device.thread.start()
+    works.put(Work(None, retry=True))
+    assert renewing.wait(PATIENCE_S)
+    works.put(Work(None, (part(1),)))
+
+    assert isinstance(told.get(timeout=PATIENCE_S).error, ExpiredError)
+    assert device.dead() is None
+    works.put(None)
+    go_on.set()
+    device.thread.join(PATIENCE_S)
+    assert device.dead() == "gpu-cpu"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_renewal_that_dies_is_noticed() -> None:
+    """As a fault of ours in any other thread is; the device's own thread still lives."""
+    works: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+    told: queue.SimpleQueue[Done] = queue.SimpleQueue()
+    dying: list[threading.Thread] = []
+
+    def renew(_device: str) -> None:
+        dying.append(threading.current_thread())
+        raise RuntimeError("a fault of ours")
+
+    device = Device("cpu", {}, ports(works, told, renew))
+    device.thread.start()
+    works.put(Work(None, (part(1),), retry=True))
+    told.get(timeout=PATIENCE_S)
+    dying[0].join(PATIENCE_S)
+
+    assert device.dead() == "renew-cpu"
+    works.put(None)
+    device.thread.join(PATIENCE_S)
 
 
 # ------------------------------------------------------------------ swap

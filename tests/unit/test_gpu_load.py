@@ -11,7 +11,7 @@ import pytest
 from edged.gpu_load import (
     UNKNOWN,
     Believed,
-    DeviceLoad,
+    GpuLoad,
     JetsonSource,
     NoSource,
     NvmlSource,
@@ -31,7 +31,7 @@ def test_every_soc_is_read(tmp_path: Path, soc: str) -> None:
     source = source_of("cuda:0", tmp_path)
 
     load = 0.375 if tree.soc.load else None
-    assert source.read() == DeviceLoad(load, 61.5, 103.0, throttled=False, low_power=False)
+    assert source.read() == GpuLoad(load, 61.5, 103.0, throttled=False, low_power=False)
 
 
 @pytest.mark.parametrize("soc", SOCS)
@@ -96,7 +96,7 @@ def nvml(**replaced: Any) -> Any:
 
 def test_nvml_is_read() -> None:
     """Utilisation, heat, and clocks that are low for want of work are not throttled."""
-    expected = DeviceLoad(0.42, 66, 92, throttled=False, low_power=False)
+    expected = GpuLoad(0.42, 66, 92, throttled=False, low_power=False)
 
     assert NvmlSource(nvml(), "gpu").read() == expected
 

@@ -43,16 +43,16 @@ def test_a_full_queue_drops_by_the_streams_policy(stream: str, body: bytes, limi
     """By number or by bytes: the oldest goes, or with reject_new the new one; it is counted."""
     queue = HandOver(STREAMS)
     for _ in range(limit):
-        assert queue.add(draft(stream, body)) is None
+        assert queue.add(draft(stream, body)) == []
     first, new = queue._lanes[stream][0], draft(stream, bytes(len(body)))
 
     dropped = queue.add(new)
 
-    assert dropped is (new if stream == ROLLOUT else first)
+    assert dropped == [new if stream == ROLLOUT else first]
     assert queue.rows == limit
     assert queue.take_lost() == {(stream, HANDOVER_FULL): 1}
     assert not queue.take_lost()
-    assert queue.add(draft(EVENT)) is None, "another stream has room of its own"
+    assert queue.add(draft(EVENT)) == [], "another stream has room of its own"
 
 
 def test_room_is_there_again_after_taking() -> None:
@@ -70,10 +70,27 @@ def test_room_is_there_again_after_taking() -> None:
 def test_an_event_larger_than_the_queue_is_dropped_itself() -> None:
     """There is nothing older to make room with."""
     queue = HandOver(STREAMS)
-    huge = draft(RESULT, bytes(MAX_BYTES + 1))
+    small, huge = draft(RESULT), draft(RESULT, bytes(MAX_BYTES + 1))
+    queue.add(small)
 
-    assert queue.add(huge) is huge
-    assert queue.rows == 0
+    assert queue.add(huge) == [huge]
+    assert queue.take(9) == [small]
+
+
+def test_a_large_event_takes_the_place_of_as_many_as_it_needs() -> None:
+    """A queue full of small ones stays within its bytes while large ones come; all are counted."""
+    queue = HandOver(STREAMS)
+    small = [draft(RESULT, bytes(MAX_BYTES // 64)) for _ in range(64)]
+    for each in small:
+        queue.add(each)
+
+    dropped = queue.add(draft(RESULT, bytes(MAX_BYTES // 16)))
+
+    assert dropped == small[:4]
+    assert queue.take_lost() == {(RESULT, HANDOVER_FULL): 4}
+    assert queue._bytes[RESULT] == MAX_BYTES
+    assert queue.rows == len(queue.take(100)) == 61
+    assert queue._bytes[RESULT] == 0
 
 
 def test_an_unknown_stream_is_a_fault_of_the_caller() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import weakref
 
+import numpy as np
 import pytest
 
 from edged.serve.model_queue import ModelQueue
@@ -142,12 +144,42 @@ def test_background_without_a_deadline_does_not_age() -> None:
     assert repr(queue) == "<ModelQueue 1 samples: 0 urgent, 0 normal, 1 background>"
 
 
+@pytest.mark.parametrize("end", ["taken", "expired", "superseded"])
+def test_what_has_left_does_not_stay_in_memory(end: str) -> None:
+    """However long something else waits in the same heaps, the tensors of the others are gone."""
+    queue = ModelQueue(8)
+    queue.put(part(left_s=math.inf), 0)
+    gone = []
+    for number in range(1, 40):
+        request = make_request(NOW, 1, left_s=1.0 if end == "expired" else 5.0)
+        object.__setattr__(request, "source", "a" if end == "superseded" else "")
+        tensor = np.zeros(1)
+        object.__setattr__(request, "tensors", {"x": tensor})
+        gone.append(weakref.ref(tensor))
+        queue.put(Part(request, 0, 1), number)
+        del request, tensor
+        if end == "taken":
+            queue.take(1)
+        elif end == "expired":
+            queue.expire(NOW + 2)
+
+    alive = sum(tensor() is not None for tensor in gone)
+    assert alive == (1 if end == "superseded" else 0)
+    assert queue.samples == 1 + alive
+
+
 # ------------------------------------------------------------------ freshness
 
 
-def frame(source: str, samples: int = 1, left_s: float = 9.0, came: float = NOW) -> Part:
+def frame(
+    source: str,
+    samples: int = 1,
+    left_s: float = 9.0,
+    came: float = NOW,
+    priority: Priority = Priority.NORMAL,
+) -> Part:
     """A whole request of a source."""
-    request = make_request(came, samples, left_s=left_s)
+    request = make_request(came, samples, left_s=left_s, priority=priority)
     object.__setattr__(request, "source", source)
     return Part(request, 0, samples)
 
@@ -204,3 +236,20 @@ def test_a_source_that_sends_often_keeps_its_place() -> None:
     assert queue.deadline == NOW + 10
     assert queue.expire(NOW + 9.5) == []
     assert queue.take(1) == (newer,)
+
+
+def test_a_source_that_sends_often_ages_all_the_same() -> None:
+    """Its newest background request counts as a normal one when its first one would have."""
+    queue = ModelQueue(8)
+    queue.put(part(left_s=20), 0)
+    for number in range(1, 6):
+        came = NOW + number - 1
+        newest = frame("a", left_s=10.0, came=came, priority=Priority.BACKGROUND)
+        queue.put(newest, number)
+        queue.age(came)
+
+    queue.age(NOW + 4.9)
+    assert repr(queue) == "<ModelQueue 2 samples: 0 urgent, 1 normal, 1 background>"
+    queue.age(NOW + 5)
+
+    assert queue.take(1) == (newest,)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edged.gpu_load import UNKNOWN, DeviceLoad
+from edged.gpu_load import UNKNOWN, GpuLoad
 from edged.serve.price import MODES, MOST, price_of, priced, slewed
 
 
@@ -34,19 +34,19 @@ def test_what_is_unknown_adds_nothing() -> None:
 def test_others_heat_and_power_make_it_dearer() -> None:
     """Each by itself; a device at its trip point adds the whole price of heat."""
     assert priced(0.0, UNKNOWN, 0.5) == 1.0
-    assert priced(0.0, DeviceLoad(temperature_c=82.5), None) == pytest.approx(5.0)
-    assert priced(0.0, DeviceLoad(temperature_c=99.0, trip_c=99.0), None) == 10.0
-    assert priced(0.0, DeviceLoad(temperature_c=60.0, trip_c=99.0), None) == 0.0
-    assert priced(0.0, DeviceLoad(throttled=True), None) == 5.0
-    assert priced(0.0, DeviceLoad(throttled=False, low_power=True), None) == 5.0
-    assert priced(math.inf, DeviceLoad(throttled=True), 1.0) == math.inf
-    assert priced(MOST, DeviceLoad(throttled=True), 1.0) == MOST
+    assert priced(0.0, GpuLoad(temperature_c=82.5), None) == pytest.approx(5.0)
+    assert priced(0.0, GpuLoad(temperature_c=99.0, trip_c=99.0), None) == 10.0
+    assert priced(0.0, GpuLoad(temperature_c=60.0, trip_c=99.0), None) == 0.0
+    assert priced(0.0, GpuLoad(throttled=True), None) == 5.0
+    assert priced(0.0, GpuLoad(throttled=False, low_power=True), None) == 5.0
+    assert priced(math.inf, GpuLoad(throttled=True), 1.0) == math.inf
+    assert priced(MOST, GpuLoad(throttled=True), 1.0) == MOST
 
 
 @given(st.floats(0, MOST), st.one_of(st.none(), st.floats()), st.one_of(st.none(), st.floats()))
 def test_a_price_is_always_one(base: float, others: float | None, heat: float | None) -> None:
     """Whatever a sensor says, the price is between the operator's and the most."""
-    price = priced(base, DeviceLoad(temperature_c=heat, trip_c=heat), others)
+    price = priced(base, GpuLoad(temperature_c=heat, trip_c=heat), others)
 
     assert base <= price <= MOST
 

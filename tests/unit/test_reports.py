@@ -7,13 +7,14 @@ import math
 import queue
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from edged.events import Event, Stopping, Telemetry
 from edged.metrics import Metrics
 from edged.protocol import Topics
 from edged.report.policy import Answered
-from edged.report.reports import QUEUED_EVENTS, ReportPorts, Reports
+from edged.report.reports import QUEUED_BYTES, QUEUED_EVENTS, ReportPorts, Reports
 from edged.report_settings import ReportSettings
 
 TOPICS = Topics("edged/v1", "cam-7")
@@ -170,6 +171,31 @@ def test_answers_go_through_the_policy_and_become_results(channel: Channel) -> N
     }  # fmt: skip
     channel.reports.configure(ReportSettings())
     assert not channel.reports.wants("digits")
+
+
+def test_answers_that_wait_are_bounded_by_their_bytes(channel: Channel) -> None:
+    """Large outputs fill the queue long before their number does; the rest is dropped, counted."""
+    eighth = np.zeros((1, QUEUED_BYTES // 8), np.int8)
+    large = Answered(3.0, "digits", "a", 200, 1, 2.5, {"y": eighth})
+    for _ in range(11):
+        channel.reports.answered(large)
+    channel.reports.emit(stopping(1))
+
+    assert channel.metrics.value("events_dropped_total", "result") == 3
+    channel.reports.start()
+    assert [channel.next()[0].rpartition("/")[2] for _ in range(9)] == [*["result"] * 8, "stopping"]
+    channel.reports.answered(large)
+    assert channel.next()[0] == "edged/v1/cam-7/event/result"
+
+
+def test_an_answer_that_chance_passes_over_is_not_queued(channel: Channel) -> None:
+    """With ``sampled`` only the share that is reported waits, and holds its outputs."""
+    channel.reports.configure(ReportSettings(results="sampled", sample_rate=0.0))
+    before = channel.reports._queue.qsize()
+    for _ in range(100):
+        channel.reports.answered(Answered(3.0, "digits", "a", 200, 1, 2.5, {}))
+
+    assert channel.reports._queue.qsize() == before
 
 
 def test_a_new_interval_holds_at_once() -> None:

@@ -168,6 +168,17 @@ def test_what_is_not_acknowledged_is_sent_again_ever_more_seldom() -> None:
     assert awaiting.overdue(now + 30.0) == [batch]
 
 
+def test_a_reason_is_text_that_can_be_stored() -> None:
+    """JSON may carry half a character; it is replaced, the rest stays, and long ones are cut."""
+    answer = {"boot_id": "b", "batch": 1, "refused": [
+        {"seq": 1, "reason": "odd \ud800 t\u00e9xt"}, {"seq": 2, "reason": "x" * 300},
+    ]}  # fmt: skip
+
+    refused = parse_ack(json.dumps(answer).encode()).refused
+
+    assert refused == {1: "odd ? t\u00e9xt", 2: "x" * 256}
+
+
 @given(st.binary(max_size=60) | st.text(max_size=40).map(str.encode))
 def test_any_bytes_are_an_acknowledgement_or_refused(payload: bytes) -> None:
     """Nothing else is raised."""

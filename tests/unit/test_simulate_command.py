@@ -100,6 +100,27 @@ def test_a_slow_spell_is_seen_in_the_answer(tmp_path: Path) -> None:
     assert (fine, slow) == (0, 1)
 
 
+@pytest.mark.parametrize("kind", ["poisson", "diurnal"])
+def test_no_headroom_is_beyond_what_the_device_can_do(tmp_path: Path, kind: str) -> None:
+    """A run is finite, so a long SLO would let any load through; 32 in 10 ms are the most."""
+    asked = {"curve": "2+0.25b", "arrivals": kind, "slo_ms": 60_000.0, "json": True}
+
+    _, out, _ = _ask(tmp_path, **asked, rate=200.0)
+
+    told = json.loads(out)
+    assert told["most_requests_s"] == pytest.approx(3200)
+    assert 2900 < told["capacity"] <= 3200
+
+
+def test_an_overload_is_no_yes(tmp_path: Path) -> None:
+    """Although all of the run's requests end within a long SLO; it is told with the figures."""
+    code, out, _ = _ask(tmp_path, curve="2+0.25b", rate=5_000.0, slo_ms=60_000.0)
+
+    assert code == 1
+    assert "overload: 5000 requests/s come, the device can do 3200 at most" in out
+    assert "no: 5000 requests/s" in out
+
+
 def test_charts_are_well_formed(tmp_path: Path) -> None:
     """--plot writes one SVG with four charts, and text that needs no escape by the reader."""
     chart = tmp_path / "chart.svg"
@@ -116,7 +137,12 @@ def test_charts_are_well_formed(tmp_path: Path) -> None:
         ({}, "either --model or --curve"),
         ({"curve": "fast", "rate": 1.0}, "curve 'fast' must be a line"),
         ({"curve": "0+0b", "rate": 1.0}, "takes no time at all"),
-        ({"curve": "2+1b"}, "need --rate"),
+        ({"curve": "2+1b"}, "no load is given"),
+        ({"curve": "2+1b", "arrivals": "mmpp"}, "need --rate"),
+        ({"curve": "2+1b", "rate": 1.0, "cameras": 2}, "--rate and --cameras are different loads"),
+        ({"curve": "2+1b", "rate": 1.0, "cap": 2000}, "within 1 and 1024"),
+        ({"curve": "2+1b", "rate": 1.0, "plot": Path("chart.png")}, "must be an .svg file"),
+        ({"curve": "2+1b", "rate": 1.0, "plot": Path("none/c.svg")}, "a folder that exists"),
         ({"curve": "2+1b", "rate": -1.0}, "need --rate"),
         ({"curve": "2+1b", "arrivals": "cameras"}, "need --cameras"),
         ({"curve": "2+1b", "arrivals": "trace"}, "need --trace"),

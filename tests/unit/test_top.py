@@ -71,12 +71,12 @@ def test_a_restart_begins_anew() -> None:
 def test_each_length_has_its_line() -> None:
     """The traffic is the model's, the timer the queue's; load and heat are the device's."""
     document = telemetry(2.0, 3, [0.0015] * 6)
-    document["models"] = {f"digits@{n}": document["models"]["digits"] for n in (3, 8)}
+    document["models"] = {f"digits@{n}": document["models"]["digits"] for n in (16, 8)}
     document["devices"] = {"cuda:0": {"load": 0.5, "temperature_c": 61.0}}
 
     lines = [cells(line) for line in rows(None, document)]
 
-    assert [line["MODEL"] for line in lines] == ["digits@3", "digits@8"]
+    assert [line["MODEL"] for line in lines] == ["digits@8", "digits@16"]
     assert {(line["REQ/S"], line["GPU %"], line["TEMP C"]) for line in lines} == {
         ("3.0", "50", "61")
     }

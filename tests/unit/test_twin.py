@@ -10,12 +10,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edged.control_plane import desired_document
+from edged.control_plane import desired_document, reported_document
 from edged.errors import DesiredError
+from edged.events import json_bytes
 from edged.protocol import MAX_DESIRED_BYTES
 from edged.report.configuration import Configuration, ConfigurationPorts, settings_at_start
 from edged.report.desired_file import keep_desired, read_desired
-from edged.report.twin import MASK, Desired, Step, masked, overlay, parse_desired, step
+from edged.report.twin import (
+    MASK,
+    MOST_SECTIONS,
+    Desired,
+    Step,
+    fitting,
+    masked,
+    overlay,
+    parse_desired,
+    step,
+)
 from edged.settings import LIVE, LOCAL_SECTIONS, LOCAL_SETTINGS, Settings
 
 
@@ -48,6 +59,40 @@ class Device:
     def keys(self) -> dict[str, str]:
         """What became of each setting."""
         return {key.path: key.status for key in self.configuration.twin().keys}
+
+
+def test_a_document_of_thousands_of_keys_gets_a_short_answer(tmp_path: Path) -> None:
+    """Wherever the keys are, the reported document stays small and says how many are not named."""
+    device, most = Device(tmp_path), 64 * 1024
+    sections = {f"a{number}" + "x" * 400: {} for number in range(MOST_SECTIONS)}
+    settings = {"serve": {f"a{number}" + "x" * 400: 1 for number in range(400)}}
+
+    for version, config in enumerate((sections, settings, dict.fromkeys(sections, 7)), 1):
+        device.configuration.desire(document(version, **config))
+        twin = device.configuration.twin()
+        assert twin.status == "rejected"
+        assert len(json_bytes(reported_document(twin, "b", 1.0)["keys"])) < most
+    device.configuration.desire(document(9, **settings))
+    assert device.configuration.twin().keys[-1].reason == "and 300 more"
+    device.configuration.desire(document(10, **sections, one={}))
+    assert [key.reason for key in device.configuration.twin().keys] == [
+        f"more than {MOST_SECTIONS} sections in one document"
+    ]
+
+
+@pytest.mark.parametrize("most", [0, 300, 2000, 100_000])
+def test_a_reported_document_is_made_to_fit(tmp_path: Path, most: int) -> None:
+    """Its members are left out one after the other, and it names them; what fits is not touched."""
+    whole = reported_document(Device(tmp_path).configuration.twin(), "b", 1.0)
+
+    found = fitting(whole, most)
+
+    left_out = {0: ["config", "keys", "models"], 300: ["config"], 2000: ["config"]}.get(most, [])
+    assert found.get("left_out", []) == left_out
+    assert found | {"left_out": 0} == whole | {"left_out": 0} | {
+        name: type(whole[name])() for name in left_out
+    }
+    assert most == 0 or len(json_bytes(found)) <= most
 
 
 def test_what_is_live_is_applied_and_the_rest_is_pending(tmp_path: Path) -> None:
