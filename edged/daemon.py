@@ -131,7 +131,12 @@ class Service:
             topics.status,
             topics.subscriptions,
             LinkHandlers(
-                pipeline.arrived, pipeline.delivered, pipeline.link_changed, self._status.document
+                pipeline.arrived,
+                pipeline.delivered,
+                pipeline.link_changed,
+                self._status.document,
+                pipeline.turn,
+                pipeline.settled,
             ),
             metrics,
         )
@@ -156,7 +161,9 @@ class Service:
             self._link.stop(self._status.document("offline", self._link.epoch))
             return os.EX_OK if self._stops else self._nothing_to_serve()
         running = self._devices.start(self._pipeline.done)
-        self._pipeline.start(Sender(self._link.publish, self._link.acknowledge), running)
+        self._pipeline.start(
+            Sender(self._link.publish, self._link.acknowledge, self._link.wake), running
+        )
         gc.collect()
         gc.freeze()  # what is loaded stays; no collection needs to look at it again
         self._uplink.start()
@@ -358,7 +365,7 @@ class Service:
         )
 
     def _answered(self, outcome: Outcome, status: int) -> None:
-        """On the reply thread."""
+        """On the link's thread."""
         if self._settings.report.results == "all":
             self._uplink.emit(
                 Result(
@@ -373,7 +380,7 @@ class Service:
             )
 
     def _link_changed(self, change: LinkUp | LinkDown) -> None:
-        """On the reply thread."""
+        """On the link's thread."""
         if isinstance(change, LinkDown):
             self._down_since = time.monotonic()
         elif self._down_since is not None:

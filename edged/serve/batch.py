@@ -1,6 +1,6 @@
 """The waiting room: admitted requests in, batches out. The one lock of the path.
 
-One condition guards the waiting requests and the timers' state. Nothing is called with it held that
+One lock guards the waiting requests and the timers' state. Nothing is called with it held that
 waits or does I/O: the timers and the admission rule are pure. Devices pull: a device's thread asks
 for work when it has a free lane, and sleeps until an arrival, a completion, or the one armed time.
 
@@ -11,7 +11,6 @@ leaves work to the others when they would have done all that waits before it had
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from edged.errors import EdgedError
 from edged.serve.model_queue import ModelQueue
 from edged.serve.request import Batch, Part, Request, Work
+from edged.serve.sleepers import Sleepers
 from edged.serve.timer import BatchTimer, Decision, Reason
 
 Refusal = Callable[..., EdgedError | None]
@@ -90,7 +90,9 @@ class WaitingRoom:
         self._queues = {name: ModelQueue(timer.cap) for name, timer in timers.items()}
         self._refusal = refusal
         self._clock = clock
-        self._changed = threading.Condition()
+        self._changed = Sleepers()
+        self._call_due = False
+        self._observers: dict[str, list[BatchTimer]] = {}  # of arrivals, by model
         self._devices: dict[str, _Device] = {}
         self._numbers = 0
         self._returns = -(2**62)  # before all arrivals, in the order in which they come back
@@ -150,6 +152,7 @@ class WaitingRoom:
         """
         with self._changed:
             self._devices[device] = _Device(lanes, timers or self._timers, lead_s)
+            self._observers.clear()
             self._changed.notify_all()
 
     def suspend(self, device: str, retry_at: float) -> None:
@@ -175,6 +178,7 @@ class WaitingRoom:
                 self._devices[device].timers[model] = timer
                 self._timers[model] = timer
                 self._queues.setdefault(model, ModelQueue(timer.cap)).cap = timer.cap
+            self._observers.clear()
             self._changed.notify_all()
 
     def set_rule(self, refusal: Refusal) -> None:
@@ -184,8 +188,12 @@ class WaitingRoom:
 
     # -------------------------------------------------------------- requests in
 
-    def put(self, request: Request) -> None:
+    def put(self, request: Request, *, call: bool = True) -> None:
         """Admits a request.
+
+        Args:
+            request: a decoded request.
+            call: False: more will follow at once; `call` wakes the devices then, for all of them.
 
         Raises:
             EdgedError: it is refused; the request is not kept.
@@ -194,20 +202,38 @@ class WaitingRoom:
             now = self._clock()
             queue = self._queues[request.model]
             refusal = self._refusal(
-                request,
-                now,
-                waiting=queue.samples,
-                drain_s=self._drain_s(request.model, now, queue.samples),
-                draining=self._draining,
+                request, now, waiting=queue.samples, drain_s=0.0, draining=self._draining
             )
-            if refusal is not None:
-                raise refusal
+            if refusal is not None:  # only now it is worth while to find out how long to wait
+                raise (
+                    self._refusal(
+                        request,
+                        now,
+                        waiting=queue.samples,
+                        drain_s=self._drain_s(request.model, now, queue.samples),
+                        draining=self._draining,
+                    )
+                    or refusal
+                )
             self._numbers += 1
             queue.put(Part(request, 0, request.samples), self._numbers)
-            for timer in self._timers_of(request.model):
+            timers = self._observers.get(request.model)
+            if timers is None:
+                timers = self._observers[request.model] = self._timers_of(request.model)
+            for timer in timers:
                 timer.arrived(now, request.samples)
             # A device whose lanes are all busy need not wake up, unless this one expires first.
             if any(d.free > 0 for d in self._devices.values()) or request.deadline < self._alarm:
+                if call:
+                    self._changed.notify_all()
+                else:
+                    self._call_due = True
+
+    def call(self) -> None:
+        """Wakes the devices for what was put without a call. From the thread that put it."""
+        if self._call_due:
+            with self._changed:
+                self._call_due = False
                 self._changed.notify_all()
 
     def put_back(self, parts: Iterable[Part]) -> None:

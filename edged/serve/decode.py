@@ -11,18 +11,16 @@ import re
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import numpy as np
 
 from edged import protocol, v2
 from edged.errors import (
-    BadDatatypeError,
     BadHeaderError,
     BadParameterError,
     BadResponseTopicError,
-    BadShapeError,
-    BadTensorError,
     ModelUnavailableError,
     NoResponseTopicError,
     PayloadTooLargeError,
@@ -32,12 +30,15 @@ from edged.errors import (
 )
 from edged.preprocess import decode_image
 from edged.recipe import MODEL_NAME, InputSpec, OutputSpec
-from edged.serve.request import Array, Arrival, OutputChoice, Priority, ReplyTo, Request
+from edged.serve.fit import choices_of, describe, inputs_of
+from edged.serve.request import Arrival, Priority, ReplyTo, Request
 
 MAX_TRACE_CHARS = 512
 """W3C Trace Context asks to pass on at least this much; longer ones are not copied."""
 _MAX_TIME = 2**53
 """Largest time in a parameter; every whole number up to it is exact as a float."""
+_TOPICS = 256
+"""Topics that are remembered; one has at most 64 KB."""
 _COUNT = re.compile(r"[0-9]{1,9}", re.ASCII)
 _MILLISECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?", re.ASCII)
 _MAGIC = ((b"\x89PNG\r\n\x1a\n", protocol.PNG), (b"\xff\xd8\xff", protocol.JPEG))
@@ -76,7 +77,7 @@ class Limits:
 
 
 class Decoder:
-    """Decodes the requests of one device. Holds no state: any thread may use it.
+    """Decodes the requests of one device. Any thread may use it.
 
     Args:
         topics: this device's topics.
@@ -102,7 +103,16 @@ class Decoder:
         self._topics = topics
         self._models = models
         self._limits = limits
-        self._reply_prefixes = tuple(reply_prefixes)
+        # Requesters come back: what was found out about a topic is true for ever.
+        self._parse_topic = lru_cache(_TOPICS)(topics.parse_request)
+        self._refused_topic = lru_cache(_TOPICS)(
+            partial(
+                protocol.check_response_topic,
+                root=topics.root,
+                own=(topics,),
+                extra_prefixes=tuple(reply_prefixes),
+            )
+        )
         self._unavailable = unavailable
         self._wall = wall
         self._clock = clock
@@ -114,7 +124,7 @@ class Decoder:
             NoResponseTopicError: the request names no response topic.
             BadResponseTopicError: it names one that may not be published to.
         """
-        asked = self._topics.parse_request(arrival.topic)
+        asked = self._parse_topic(arrival.topic)
         if asked is not None and asked.client:
             topic = self._reply_topic_v3(asked)
         else:
@@ -149,7 +159,7 @@ class Decoder:
         self._check_envelope(arrival)
         name, model = self._model(arrival)
         body, binary = _parse_body(arrival, model)
-        tensors, samples = _inputs(body, model.input)
+        tensors, samples = inputs_of(body, model.input)
         if samples > self._limits.max_request_samples:
             raise PayloadTooLargeError(
                 f"the request has {samples} samples, at most {self._limits.max_request_samples} "
@@ -165,7 +175,7 @@ class Decoder:
             received=arrival.received,
             reply_to=reply_to,
             receipt=arrival.receipt,
-            outputs=_choices(body, model.output, binary=binary),
+            outputs=choices_of(body, model.output, binary=binary),
         )
 
     def _reply_topic_v3(self, asked: protocol.RequestTopic) -> str:
@@ -184,9 +194,7 @@ class Decoder:
                 "the request has no response topic; set MQTT 5's Response Topic to "
                 f"{self._topics.reply('<client>')}"
             )
-        why = protocol.check_response_topic(
-            topic, self._topics.root, (self._topics,), self._reply_prefixes
-        )
+        why = self._refused_topic(topic)
         if why:
             raise BadResponseTopicError(f"response topic {v2.show(topic)} is refused: {why}")
         return topic
@@ -212,7 +220,7 @@ class Decoder:
             raise TruncatedBodyError("the body is empty; send a V2 request or an image")
 
     def _model(self, arrival: Arrival) -> tuple[str, ModelSpec]:
-        asked = self._topics.parse_request(arrival.topic)
+        asked = self._parse_topic(arrival.topic)
         if asked is None:
             raise UnknownModelError(
                 f"topic {v2.show(arrival.topic)} is no request topic; publish to "
@@ -284,7 +292,7 @@ def _form(arrival: Arrival) -> str:
         )
     if protocol.HEADER_LENGTH in arrival.user:
         return protocol.OCTET_STREAM
-    start = arrival.payload[:64]
+    start = bytes(arrival.payload[:64])
     if start.lstrip().startswith(b"{"):
         return protocol.JSON
     for magic, form in _MAGIC:
@@ -302,7 +310,7 @@ def _parse_image(arrival: Arrival, model: ModelSpec, form: str) -> v2.InferReque
     if len(model.input) != 1 or spec.image == "none":
         raise UnsupportedContentTypeError(
             f"this model takes no {form}; send tensors as {protocol.OCTET_STREAM} or "
-            f"{protocol.JSON}: {', '.join(map(_describe, model.input))}"
+            f"{protocol.JSON}: {', '.join(map(describe, model.input))}"
         )
     text = arrival.user.get(protocol.CLASSIFICATION, "0")
     if not _COUNT.fullmatch(text):
@@ -316,59 +324,6 @@ def _parse_image(arrival: Arrival, model: ModelSpec, form: str) -> v2.InferReque
         outputs=tuple(
             v2.RequestedOutput(output.name, classes=int(text)) for output in model.output
         ),
-    )
-
-
-def _describe(spec: InputSpec) -> str:
-    sizes = ",".join(map(str, ("n", *spec.shape)))
-    return f"{spec.name} {spec.datatype} [{sizes}]"
-
-
-def _inputs(body: v2.InferRequest, specs: Sequence[InputSpec]) -> tuple[dict[str, Array], int]:
-    """Every input by name, and how many samples they hold."""
-    given = {tensor.name: tensor for tensor in body.inputs}
-    names = {spec.name for spec in specs}
-    if given.keys() != names:
-        odd = ", ".join(v2.show(name) for name in sorted(given.keys() ^ names)[:8])
-        raise BadTensorError(
-            f"inputs differ from the model's at {odd}; it takes {', '.join(map(_describe, specs))}"
-        )
-    for spec in specs:
-        tensor = given[spec.name]
-        if tensor.datatype != spec.datatype:
-            raise BadDatatypeError(
-                f"input {spec.name!r} has datatype {tensor.datatype}, but this model takes "
-                f"{_describe(spec)}"
-            )
-        if tensor.shape[1:] != spec.shape or not tensor.shape:
-            raise BadShapeError(
-                f"input {spec.name!r} has shape {list(tensor.shape)}, but this model takes "
-                f"{_describe(spec)}, n samples from 1 on"
-            )
-    counts = {spec.name: given[spec.name].shape[0] for spec in specs}
-    samples = counts[specs[0].name]
-    if len(set(counts.values())) > 1:
-        raise BadShapeError(f"inputs hold different numbers of samples: {v2.show(counts)}")
-    return {name: given[name].data for name in counts}, samples
-
-
-def _choices(
-    body: v2.InferRequest, specs: Sequence[OutputSpec], *, binary: bool
-) -> tuple[OutputChoice, ...]:
-    if body.binary_output is not None:
-        binary = body.binary_output
-    names = [spec.name for spec in specs]
-    unknown = [output.name for output in body.outputs if output.name not in names]
-    if unknown:
-        raise BadTensorError(
-            f"the model has no output {v2.show(unknown[0])}; it has {', '.join(names)}"
-        )
-    asked = body.outputs or tuple(v2.RequestedOutput(name) for name in names)
-    return tuple(
-        OutputChoice(
-            output.name, binary if output.binary is None else output.binary, output.classes
-        )
-        for output in asked
     )
 
 

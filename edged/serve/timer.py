@@ -18,10 +18,10 @@ voluntary wait has cost what it could save).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from enum import Enum
 
 from edged.latency import LatencyCurve
+from edged.value import value
 
 RATE_WINDOW_S = 0.1
 """Time constant of the arrival-rate estimate."""
@@ -43,7 +43,7 @@ class Reason(str, Enum):
     DRAIN = "drain"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Waiting:
     """What waits for one model. Times are monotonic seconds.
 
@@ -64,7 +64,7 @@ class Waiting:
     urgent: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Decision:
     """What to do with one model's waiting samples while a device is free.
 
@@ -173,6 +173,8 @@ class BatchTimer:
 
     def limit(self, now: float) -> int:
         """M: the number of waiting samples at which serving them pays."""
+        if not self.price:
+            return 1
         alpha, beta = self.curve.line()
         alpha, beta, rate = self.phi * alpha, self.phi * beta, self.rate(now)
         square = 2 * self.price * alpha * rate * (1 - rate * beta)

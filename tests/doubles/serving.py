@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -104,8 +105,30 @@ class ScriptedLink:
         self._undelivered: list[int] = []
         self._mids = itertools.count(1)
         self._changed = threading.Condition()
+        self._turns: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._turn, name="scripted-link", daemon=True)
 
     # -------------------------------------------------------------- the pipeline's side
+
+    def wake(self) -> None:
+        """Has the pipeline take its turn, on a thread of the link's own as with the real one."""
+        self._turns.put(1)
+
+    def _turn(self) -> None:
+        assert self.pipeline is not None  # wired by `Serving`
+        while self._turns.get():
+            self.pipeline.turn()
+            self.pipeline.settled()
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread after its last turn."""
+        self._turns.put(0)
+        if self._thread.is_alive():
+            self._thread.join(WAIT_S)
 
     def publish(self, reply: Reply) -> int | None:
         """Takes QoS 1 always, QoS 0 with a connection."""
@@ -134,6 +157,7 @@ class ScriptedLink:
         assert self.pipeline is not None  # wired by `Serving`
         while self._undelivered:
             self.pipeline.delivered(self._undelivered.pop(0))
+        self.wake()
 
     # -------------------------------------------------------------- the test's side
 
@@ -143,6 +167,7 @@ class ScriptedLink:
         with self._changed:
             for _ in range(count):
                 self.pipeline.delivered(self._undelivered.pop(0))
+            self.wake()
 
     def up(self, window: int = 100) -> None:
         """A connection stands; an automatic broker acknowledges what was sent meanwhile."""
@@ -152,6 +177,7 @@ class ScriptedLink:
             self._order = 0
             self.is_up = True
             self.pipeline.link_changed(LinkUp(self.epoch, True, window, 0))  # noqa: FBT003  # a field
+            self.wake()
             if self.automatic:
                 self._deliver_all()
 
@@ -161,6 +187,7 @@ class ScriptedLink:
         with self._changed:
             self.is_up = False
             self.pipeline.link_changed(LinkDown(self.epoch, "scripted"))
+            self.wake()
 
     def receipt(self, qos: int) -> Receipt:
         """Of the next arrival; `taken` gives it its number."""
@@ -239,6 +266,7 @@ class Serving:
         trace: TracebackType | None,
     ) -> None:
         self.runner.release()
+        self.link.stop()
         self.pipeline.stop()
         self.runner.close()
 
@@ -255,9 +283,13 @@ class Serving:
         )
         device = Device("scripted", served, ports)
         self.room.add_device(device.name, device.lanes)
-        self.pipeline.start(sender or Sender(self.link.publish, self.link.acknowledge), [device])
         if sender is None:
+            self.link.start()
+            sender = Sender(self.link.publish, self.link.acknowledge, self.link.wake)
+            self.pipeline.start(sender, [device])
             self.link.up()
+        else:
+            self.pipeline.start(sender, [device])
 
     def arrive(self, payload: bytes, *, qos: int = 1, **properties: Any) -> bool:
         """A request comes in; properties are fields of `Arrival`."""
@@ -277,6 +309,7 @@ class Serving:
         )
         if taken:
             self.link.taken(receipt)
+        self.link.wake()
         return taken
 
 
