@@ -35,7 +35,7 @@ help: ## print this list
 
 # ------------------------------------------------------------------------------ try it
 
-.PHONY: demo engine verify models bench
+.PHONY: demo engine verify models bench bench-timer
 demo: $(VENV)/.demo ## build the digits engine, serve it on an embedded broker, send requests, print a table
 	$(PY) -m edged demo
 
@@ -57,6 +57,10 @@ models: ## train the bundled models anew (fetches PyTorch into .cache)
 bench: $(VENV)/.dev ## measure latency against a bare MQTT echo, start-up and memory; JSON to BENCH_JSON=
 	@mkdir -p $(dir $(BENCH_JSON))
 	$(PY) tests/bench/one_at_a_time.py $(BENCH_JSON)
+
+bench-timer: $(VENV)/.dev ## simulate the batch timer against optima and other rules (minutes); tables into docs/benchmarks.md
+	OPENBLAS_NUM_THREADS=1 $(PY) -m tests.bench.batching tests/bench/results/batching.json
+	$(PY) -m tests.bench.batching_table --write
 
 # ------------------------------------------------------------------------------ work on it
 

@@ -56,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
         _add_verify,
         _add_infer,
         _add_bench,
+        _add_top,
+        _add_simulate,
         _add_doctor,
         _add_demo,
     ):
@@ -306,6 +308,35 @@ def _bench(options: argparse.Namespace) -> int:
             json=options.json,
         )
     )
+
+
+def _add_top(commands: Any) -> None:
+    parser = commands.add_parser("top", help="show what a device's batch timers do")
+    _add_endpoint(parser)
+    parser.add_argument("--once", action="store_true", help="print one table, then end")
+    parser.add_argument("--timeout", type=float, default=30.0, help="seconds to wait for telemetry")
+    parser.set_defaults(run=_top)
+
+
+def _top(options: argparse.Namespace) -> int:
+    from edged import top
+
+    return top.run(top.TopOptions(_endpoint(options), options.once, options.timeout))
+
+
+def _add_simulate(commands: Any) -> None:
+    from edged.simulate.options import add_arguments
+
+    parser = commands.add_parser("simulate", help="say whether a device would carry a load")
+    add_arguments(parser)
+    parser.set_defaults(run=_simulate)
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from edged.simulate import command
+    from edged.simulate.options import from_arguments
+
+    return command.run(from_arguments(options), _settings(options).paths.engines)
 
 
 def _add_demo(commands: Any) -> None:

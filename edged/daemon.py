@@ -164,6 +164,7 @@ class Service:
         self._pipeline.start(
             Sender(self._link.publish, self._link.acknowledge, self._link.wake), running
         )
+        self._devices.start_tuning(self._settings.timer)
         gc.collect()
         gc.freeze()  # what is loaded stays; no collection needs to look at it again
         self._uplink.start()
@@ -255,6 +256,7 @@ class Service:
                 limit,
             )
         self._uplink.stop(1.0)
+        self._devices.stop_tuning()
         self._link.stop(self._status.document("offline", self._link.epoch))
         self._pipeline.stop()
         for model in list(self._host.models.values()):
@@ -305,6 +307,7 @@ class Service:
             self._settings = self._settings.with_live(new)
             logs.configure(new.log.level, new.log.format)
             self._host.settings = self._settings.serve
+            self._devices.retune(self._settings.timer)
             self._room.set_rule(Admission(self._settings.serve.queue_samples).refusal)
             log.info("settings reloaded", extra={"need_a_restart": waiting})
         sd_notify.notify(ready=True)
@@ -361,6 +364,7 @@ class Service:
             outstanding=self._pipeline.outstanding,
             waiting_samples=self._room.samples,
             models=self._room.timer_states(now),
+            devices=self._devices.loads(),
             metrics=self._metrics.snapshot(),
         )
 

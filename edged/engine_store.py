@@ -79,6 +79,8 @@ class Manifest(_Strict):
     slo_ms: float
     refuse_nonfinite: bool = False
     """Whether a sample whose outputs hold NaN or infinity is answered with an error."""
+    freshness: Literal["all", "latest"] = "all"
+    """Whether every request counts, or of each source the latest one that waits."""
     latency_ms: Mapping[str, float]
     """Batch size -> milliseconds when it was built; serving measures again at warm-up."""
     quantized: tuple[str, ...]

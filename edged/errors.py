@@ -88,6 +88,13 @@ class ExpiredError(ClientError):
     retryable = True
 
 
+class SupersededError(ClientError):
+    """A newer request of the same source came before this one was started."""
+
+    code = "superseded"
+    status = 409
+
+
 class PayloadTooLargeError(ClientError):
     """The payload, or the number of samples in it, is over the limit."""
 
@@ -131,6 +138,14 @@ class QueueFullError(ServiceError):
     """As many samples wait as are allowed to."""
 
     code = "queue_full"
+    status = 429
+    retryable = True
+
+
+class LateError(ServiceError):
+    """With what waits before it, the request could not be started before its deadline."""
+
+    code = "late"
     status = 429
     retryable = True
 

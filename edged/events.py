@@ -124,6 +124,8 @@ class Telemetry(Event):
     waiting_samples: int
     models: dict[str, Any]
     """Model -> device -> state of the timer there: price, phi, rate, limit."""
+    devices: dict[str, Any]
+    """Device -> load, temperature_c, throttled and low_power, null where it is not known."""
     metrics: dict[str, Any]
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+LATENESS = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 SAMPLES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 
@@ -46,6 +48,15 @@ METRICS: dict[str, Metric] = {
     ),
     "batch_failures_total": Metric("counter", ("model",), "Batches on which the engine failed."),
     "batch_samples": Metric("histogram", ("model",), "Samples in a batch.", SAMPLES),
+    "positions_total": Metric(
+        "counter", ("model",), "Length of all samples run, padding included (variable length)."
+    ),
+    "positions_padded_total": Metric(
+        "counter", ("model",), "Of positions_total, those that are padding."
+    ),
+    "timer_lateness_seconds": Metric(
+        "histogram", ("device",), "From the armed time until the device's thread woke.", LATENESS
+    ),
     "queue_seconds": Metric(
         "histogram", ("model",), "From arrival to the start of the batch.", SECONDS
     ),
@@ -155,13 +166,22 @@ def _summary(name: str, series: list[float]) -> dict[str, object]:
         "count": sum(counts),
         "sum": round(total, 6),
         "buckets": cumulative,
-        "p50": _quantile(bounds, counts, 0.5),
-        "p99": _quantile(bounds, counts, 0.99),
+        "p50": quantile(bounds, counts, 0.5),
+        "p99": quantile(bounds, counts, 0.99),
     }
 
 
-def _quantile(bounds: tuple[float, ...], counts: list[int], q: float) -> float | None:
-    """Linear inside the bucket; the last bound for what lies above it; None without values."""
+def quantile(bounds: Sequence[float], counts: Sequence[int], q: float) -> float | None:
+    """A quantile out of a histogram: linear inside the bucket.
+
+    Args:
+        bounds: upper bounds of the buckets.
+        counts: values in each of them, not cumulative, and above the last.
+        q: 0 to 1.
+
+    Returns:
+        The last bound for what lies above it; None without values.
+    """
     wanted = q * sum(counts)
     if not wanted:
         return None

@@ -26,6 +26,8 @@ DEADLINE_MS = "deadline-ms"
 """User property of a request: milliseconds from its arrival; finer than Message Expiry."""
 CLASSIFICATION = "classification"
 """User property of an image request: answer so many largest entries of each output."""
+SOURCE = "source"
+"""User property of a request: which camera or sensor it is of, for models that serve the latest."""
 TRACE_PROPERTIES = ("traceparent", "tracestate")
 """User properties copied to the reply (W3C Trace Context for MQTT)."""
 PRIORITIES = ("urgent", "normal", "background")
@@ -38,6 +40,7 @@ REQUEST_CONTENT_TYPES = (OCTET_STREAM, JSON, PNG, JPEG)
 
 MAX_CORRELATION_BYTES = 1024
 MAX_RESPONSE_TOPIC_BYTES = 1024
+MAX_SOURCE_CHARS = 128
 OK = 200
 
 # ------------------------------------------------------------------ topics
@@ -59,11 +62,13 @@ class RequestTopic:
         model: the model's name as sent, unchecked.
         client: MQTT 3.1.1 form only: the requester's name, else "".
         request_id: MQTT 3.1.1 form only: the request's name, else "".
+        priority: as sent, unchecked; "" where the topic names none.
     """
 
     model: str
     client: str = ""
     request_id: str = ""
+    priority: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,10 @@ class Topics:
         """Where requests for a model go."""
         return f"{self.base}/infer/{model}"
 
+    def infer_class(self, model: str, priority: str) -> str:
+        """Where requests of one class (`PRIORITIES`) for a model may go."""
+        return f"{self.base}/infer/{model}/{priority}"
+
     def infer_v3(self, model: str, client: str, request_id: str) -> str:
         """Where an MQTT 3.1.1 client sends a request."""
         return f"{self.base}/infer/{model}/rq/{client}/{request_id}"
@@ -112,7 +121,8 @@ class Topics:
     @property
     def subscriptions(self) -> tuple[str, ...]:
         """Filters that the daemon subscribes for requests; none matches its own topics."""
-        return (f"{self.base}/infer/+", f"{self.base}/infer/+/rq/+/+")
+        infer = f"{self.base}/infer/+"
+        return (infer, f"{infer}/+", f"{infer}/rq/+/+")
 
     def reply(self, client: str) -> str:
         """The response topic that clients use unless they are configured otherwise."""
@@ -144,6 +154,8 @@ class Topics:
         levels = topic[len(prefix) :].split("/")
         if len(levels) == 1:
             return RequestTopic(levels[0])
+        if len(levels) == 2 and levels[1]:
+            return RequestTopic(levels[0], priority=levels[1])
         if len(levels) == 4 and levels[1] == "rq" and levels[2] and levels[3]:
             return RequestTopic(levels[0], levels[2], levels[3])
         return None

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from edged.errors import ConfigError
 
@@ -48,6 +57,23 @@ class ModelInfo(_Strict):
     license: str = ""
 
 
+class LengthSpec(_Strict):
+    """``[input.length]``: marks one axis of an input whose length differs between requests.
+
+    The entry of ``shape`` at this axis is the largest length, ``max_length``.
+    """
+
+    axis: Annotated[int, Field(ge=0)] = 0
+    """Axis of the sample, the batch axis not counted."""
+    buckets: tuple[int, ...] = ()
+    """Lengths that batches are padded to, besides max_length; empty: 1/2, 1/4 and 1/8 of it."""
+    pad: float = 0.0
+    """What the model's input is filled up with."""
+    mask: str = ""
+    """An input of the model, ``[batch, length]``, that is 1 where there is data; "": none."""
+    mask_datatype: Datatype = "INT64"
+
+
 class InputSpec(_Strict):
     """``[[input]]``: one input as a request carries it, and how it becomes the model's.
 
@@ -66,6 +92,16 @@ class InputSpec(_Strict):
     offset: tuple[float, ...] | None = None
     transpose: tuple[int, ...] | None = None
     """Axis order of the model's sample, e.g. ``[2, 0, 1]`` for HWC to CHW."""
+    length: LengthSpec | None = None
+    """None: all samples have this shape."""
+
+    @model_serializer(mode="wrap")
+    def _without_length(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Left out where there is none, so that digests over an input stay what they were."""
+        document: dict[str, Any] = handler(self)
+        if self.length is None:
+            document.pop("length", None)
+        return document
 
     @field_validator("scale", "offset", mode="before")
     @classmethod
@@ -95,6 +131,49 @@ class InputSpec(_Strict):
                 f"not {self.datatype} {list(self.shape)}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _length_fits(self) -> InputSpec:
+        if self.length is None:
+            return self
+        axis, last = self.length.axis, len(self.shape) - 1
+        if axis > last or self.image != "none":
+            raise ValueError(f"length needs an axis of shape {list(self.shape)}, and no image")
+        if any(not 1 <= n <= self.shape[axis] for n in self.length.buckets):
+            raise ValueError(
+                f"length.buckets {list(self.length.buckets)} must lie within 1 and max_length "
+                f"{self.shape[axis]} (shape's entry at axis {axis})"
+            )
+        if axis == last and max(len(self.scale or ()), len(self.offset or ())) > 1:
+            raise ValueError("scale and offset cannot differ along the axis of variable length")
+        return self
+
+    @property
+    def max_length(self) -> int:
+        """Largest length, 0 where it is fixed."""
+        return self.shape[self.length.axis] if self.length else 0
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Lengths that samples are padded to, ascending; none where the length is fixed."""
+        if self.length is None:
+            return ()
+        most = self.max_length
+        chosen = set(self.length.buckets) or {most // 8, most // 4, most // 2}
+        return tuple(sorted((chosen | {most}) - {0}))
+
+    def bucket(self, length: int) -> int:
+        """The smallest bucket that holds a length of 1 to `max_length`."""
+        return next(bucket for bucket in self.buckets if bucket >= length)
+
+    @property
+    def model_axis(self) -> int:
+        """Axis of variable length of the model's sample, without the batch axis; -1: none."""
+        if self.length is None:
+            return -1
+        return (
+            self.length.axis if self.transpose is None else self.transpose.index(self.length.axis)
+        )
 
     @property
     def sample_bytes(self) -> int:
@@ -137,6 +216,20 @@ class OutputSpec(_Strict):
     """One sample, without the batch axis."""
     labels: tuple[str, ...] = ()
     """Names of the entries of the last axis, or none."""
+    length_axis: Annotated[int, Field(ge=0)] | None = None
+    """Axis of the sample that has the inputs' variable length; its padding is cut off."""
+
+    @model_validator(mode="after")
+    def _length_axis_fits(self) -> OutputSpec:
+        if self.length_axis is not None and (
+            self.length_axis >= len(self.shape)
+            or (self.labels and self.length_axis == len(self.shape) - 1)
+        ):
+            raise ValueError(
+                f"length_axis {self.length_axis} must be an axis of {list(self.shape)} that has no "
+                "labels"
+            )
+        return self
 
     @model_validator(mode="after")
     def _labels_fit(self) -> OutputSpec:
@@ -169,6 +262,8 @@ class EngineOptions(_Strict):
     """Deadline of a request that brings none, from its arrival."""
     refuse_nonfinite: bool = False
     """Whether a sample whose outputs hold NaN or infinity is answered with an error."""
+    freshness: Literal["all", "latest"] = "all"
+    """Whether every request counts, or of each source the latest one that waits."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> EngineOptions:
@@ -232,6 +327,20 @@ class Recipe(_Strict):
     def _one_image(self) -> Recipe:
         if any(spec.image != "none" for spec in self.input) and len(self.input) > 1:
             raise ValueError("image is for models with a single input")
+        return self
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Recipe:
+        lengths = {(spec.max_length, spec.buckets) for spec in self.input if spec.length}
+        if len(lengths) > 1:
+            raise ValueError("inputs of variable length must have one max_length and its buckets")
+        most = next(iter(lengths))[0] if lengths else 0
+        for spec in self.output:
+            if spec.length_axis is not None and spec.shape[spec.length_axis] != most:
+                raise ValueError(
+                    f"output {spec.name!r} has {spec.shape[spec.length_axis]} at its length_axis, "
+                    f"the inputs' max_length is {most}"
+                )
         return self
 
     @property

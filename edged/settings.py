@@ -14,7 +14,15 @@ import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -136,6 +144,34 @@ class ServeSettings(_Section):
         return self
 
 
+_MODE = r"(latency|balanced|eco|use-the-slo|\d+(\.\d+)?)"
+
+
+class TimerSettings(_Section):
+    """``[timer]``: what the batch timer aims at."""
+
+    mode: Annotated[str, Field(pattern=rf"^{_MODE}$")] = "latency"
+    """latency, balanced, eco, use-the-slo, or the price of GPU time as a number."""
+    models: tuple[
+        Annotated[str, Field(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,63}}={_MODE}$")], ...
+    ] = ()
+    """Models with another mode: ``name=mode``."""
+    tune: bool = True
+    """Whether the timer is tuned by replaying the last arrivals."""
+    adapt: bool = True
+    """Whether load by others, heat and power limits raise the price."""
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return f"{value:g}" if is_number else value
+
+    def mode_of(self, model: str) -> str:
+        """The mode of one model."""
+        return dict(entry.split("=", 1) for entry in self.models).get(model, self.mode)
+
+
 class ReportSettings(_Section):
     """``[report]``: what is told besides replies."""
 
@@ -163,7 +199,7 @@ class PathSettings(_Section):
 LIVE = frozenset(
     {
         "log.level", "log.format", "report.results", "serve.models", "serve.queue_samples",
-        "serve.drain_s", "serve.stuck_s",
+        "serve.drain_s", "serve.stuck_s", "timer.mode", "timer.models", "timer.tune", "timer.adapt",
     }
 )  # fmt: skip
 """Settings that SIGHUP takes over; the others need a restart. docs/settings.md marks them."""
@@ -179,6 +215,7 @@ class Settings(BaseSettings):
     device: DeviceSettings = Field(default_factory=DeviceSettings)
     broker: BrokerSettings = Field(default_factory=BrokerSettings)
     serve: ServeSettings = Field(default_factory=ServeSettings)
+    timer: TimerSettings = Field(default_factory=TimerSettings)
     report: ReportSettings = Field(default_factory=ReportSettings)
     log: LogSettings = Field(default_factory=LogSettings)
     paths: PathSettings = Field(default_factory=PathSettings)

@@ -94,6 +94,11 @@ def open_build(
     if not re.match(MODEL_NAME, name):
         raise ConfigError(f"{name[:80]!r} is no model name; allowed: {MODEL_NAME}")
     recipe = load_recipe(engines / name)
+    if any(spec.length is not None for spec in recipe.input):
+        raise BuildError(
+            f"model {name!r} has an input of variable length ([input.length]), which cannot be "
+            "built yet; give it one length"
+        )
     if precision is not None:
         options = recipe.engine.model_copy(update={"precision": precision})
         recipe = recipe.model_copy(update={"engine": options})

@@ -349,6 +349,7 @@ def _install(
         warm_sizes=engine.warm_sizes,
         slo_ms=engine.slo_ms,
         refuse_nonfinite=engine.refuse_nonfinite,
+        freshness=engine.freshness,
         latency_ms={str(size): round(seconds * 1e3, 4) for size, seconds in points},
         quantized=quantized.layers if quantized else (),
         verdict=passed.verdict,

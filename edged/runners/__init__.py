@@ -132,16 +132,37 @@ class Runner(Protocol):
         """Waits for what was submitted, then gives everything back."""
 
 
-def input_specs(specs: Sequence[InputSpec]) -> tuple[TensorSpec, ...]:
-    """Inputs as the model takes them."""
-    return tuple(
-        TensorSpec(spec.name, DTYPES[spec.model_datatype], spec.model_shape) for spec in specs
-    )
+def input_specs(specs: Sequence[InputSpec], length: int = 0) -> tuple[TensorSpec, ...]:
+    """Inputs as the model takes them, masks included.
+
+    Args:
+        specs: from the manifest.
+        length: of inputs of variable length, what they are padded to; 0: their largest one.
+    """
+    found = []
+    for spec in specs:
+        shape = list(spec.model_shape)
+        if spec.length is not None:
+            shape[spec.model_axis] = length or spec.max_length
+        found.append(TensorSpec(spec.name, DTYPES[spec.model_datatype], tuple(shape)))
+    masks = {
+        spec.length.mask: DTYPES[spec.length.mask_datatype]
+        for spec in specs
+        if spec.length is not None and spec.length.mask
+    }
+    padded = length or max((spec.max_length for spec in specs), default=0)
+    return (*found, *(TensorSpec(name, dtype, (padded,)) for name, dtype in masks.items()))
 
 
-def output_specs(specs: Sequence[OutputSpec]) -> tuple[TensorSpec, ...]:
-    """Outputs as the model gives them."""
-    return tuple(TensorSpec(spec.name, DTYPES[spec.datatype], spec.shape) for spec in specs)
+def output_specs(specs: Sequence[OutputSpec], length: int = 0) -> tuple[TensorSpec, ...]:
+    """Outputs as the model gives them; ``length`` as in `input_specs`."""
+    found = []
+    for spec in specs:
+        shape = list(spec.shape)
+        if spec.length_axis is not None and length:
+            shape[spec.length_axis] = length
+        found.append(TensorSpec(spec.name, DTYPES[spec.datatype], tuple(shape)))
+    return tuple(found)
 
 
 def fingerprint(kind: str, device: str = "cuda:0") -> dict[str, str]:
@@ -194,6 +215,29 @@ def load(engine: Engine, *, device: str = "", lanes: int | None = None, threads:
     except ModuleNotFoundError as err:
         raise EngineRefusedError(_NO_ONNX_RUNTIME) from err
     return onnx.load(engine, device=device or "cpu", lanes=lanes or 1, threads=threads)
+
+
+def at_length(runner: Runner, engine: Engine, length: int) -> Runner:
+    """Another runner of an engine with inputs of variable length, for samples of one length.
+
+    Args:
+        runner: of the same engine, with the largest length; what can be shared with it is shared.
+        engine: what it runs.
+        length: what samples are padded to.
+
+    Raises:
+        EngineRefusedError: this runtime cannot; a TensorRT engine would need an optimization
+            profile for each length, which the builder does not make yet.
+    """
+    make = getattr(runner, "at_length", None)
+    if make is None:
+        raise EngineRefusedError(
+            f"engine of {engine.manifest.model!r} has inputs of variable length, which only ONNX "
+            "Runtime serves so far; give them one length in the recipe, or build it for ONNX"
+        )
+    manifest = engine.manifest
+    made: Runner = make(input_specs(manifest.input, length), output_specs(manifest.output, length))
+    return made
 
 
 def abandon(runner: Runner) -> None:

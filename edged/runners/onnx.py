@@ -104,7 +104,7 @@ class OnnxRunner:
     meanwhile, so another lane can be filled.
 
     Args:
-        model: the Q/DQ (or float) ONNX file's content.
+        model: the Q/DQ (or float) ONNX file's content, or that as another runner has loaded it.
         inputs: as the model takes them.
         outputs: as the model gives them.
         max_batch: most samples in one batch.
@@ -121,7 +121,7 @@ class OnnxRunner:
 
     def __init__(
         self,
-        model: bytes,
+        model: bytes | FloatGraph,
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
         max_batch: int,
@@ -135,7 +135,7 @@ class OnnxRunner:
         self.outputs = tuple(outputs)
         self.max_batch = max_batch
         self.lanes = lanes
-        self._graph = FloatGraph(model, threads=threads)
+        self._graph = model if isinstance(model, FloatGraph) else FloatGraph(model, threads=threads)
         self._check_names()
         self._check_forms()
         self._names = [spec.name for spec in self.outputs]
@@ -155,6 +155,16 @@ class OnnxRunner:
 
     def __repr__(self) -> str:
         return f"<OnnxRunner {self.lanes} lanes, max batch {self.max_batch}>"
+
+    def at_length(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> OnnxRunner:
+        """A runner of the same session for samples of another length.
+
+        Raises:
+            EngineRefusedError: the model's axis is not dynamic.
+        """
+        return OnnxRunner(
+            self._graph, inputs, outputs, self.max_batch, device=self.device, lanes=self.lanes
+        )
 
     def _check_names(self) -> None:
         for kind, wanted, found in (

@@ -6,66 +6,31 @@ for work when it has a free lane, and sleeps until an arrival, a completion, or 
 
 Several devices share the room. Each has its own timers, so a busier one is known to be slower; it
 leaves work to the others when they would have done all that waits before it had done one batch.
+
+What waits lies in queues: one for each model, or one for each model and padded length. Which of
+them a device serves next, and with how large a batch, is decided in `edged.serve.dispatch`.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
 
 from edged.errors import EdgedError
+from edged.serve import dispatch
+from edged.serve.dispatch import UrgentTraffic
 from edged.serve.model_queue import ModelQueue
-from edged.serve.request import Batch, Part, Request, Work
+from edged.serve.occupancy import Occupancy
+from edged.serve.request import Batch, Part, Priority, Request, Work
 from edged.serve.sleepers import Sleepers
 from edged.serve.timer import BatchTimer, Decision, Reason
+from edged.serve.tuner import Choice, Task
 
 Refusal = Callable[..., EdgedError | None]
 """`edged.serve.admit.Admission.refusal`."""
-
-
-class _Device:
-    """What the room knows of a device."""
-
-    def __init__(self, lanes: int, timers: Mapping[str, BatchTimer], lead_s: float) -> None:
-        self.lanes = self.free = lanes
-        self.timers = dict(timers)
-        self.lead_s = lead_s
-        self.busy_until = -math.inf
-        self._expected: deque[float] = deque()  # seconds of each batch that runs, oldest first
-        self.retry_at: float | None = None  # set while it is out
-
-    def started(self, now: float, model: str, samples: int) -> None:
-        self.free -= 1
-        service_s = self.timers[model].service_s(samples)
-        self._expected.append(service_s)
-        self.busy_until = max(now, self.busy_until) + service_s
-
-    def ended(self, now: float) -> None:
-        """A batch left: no error of earlier predictions outlives it."""
-        self.free += 1
-        self._expected.popleft()
-        self.busy_until = min(self.busy_until, now + sum(self._expected))
-
-    def resize(self, lanes: int) -> None:
-        """Another number of lanes, of which those that are busy stay busy."""
-        self.free += lanes - self.lanes
-        self.lanes = lanes
-
-    def earliest(self, now: float) -> float:
-        """When its next batch may be closed: with one running, just before that one ends."""
-        return now if self.free == self.lanes else max(now, self.busy_until - self.lead_s)
-
-    def clear_s(self, now: float, model: str, samples: int) -> float:
-        """Seconds until it would have done so many samples by itself.
-
-        A device that is late is taken to need as long again as it is late.
-        """
-        timer = self.timers[model]
-        full, rest = divmod(samples, timer.cap)
-        work = full * timer.service_s(timer.cap) + (timer.service_s(rest) if rest else 0.0)
-        return work + (abs(self.busy_until - now) if self.free < self.lanes else 0.0)
 
 
 class WaitingRoom:
@@ -75,7 +40,7 @@ class WaitingRoom:
     ``completed`` by whoever learns that a batch is done.
 
     Args:
-        timers: one for each model that is served; devices that bring none of their own use them.
+        timers: by queue, for all that is served; devices that bring none of their own use them.
         refusal: the admission rule.
         clock: monotonic seconds.
     """
@@ -92,8 +57,9 @@ class WaitingRoom:
         self._clock = clock
         self._changed = Sleepers()
         self._call_due = False
-        self._observers: dict[str, list[BatchTimer]] = {}  # of arrivals, by model
-        self._devices: dict[str, _Device] = {}
+        self._devices: dict[str, Occupancy] = {}
+        self._observers: dict[str, list[BatchTimer]] = {}  # of arrivals, by queue
+        self._urgent: dict[str, UrgentTraffic] = {}  # by queue
         self._numbers = 0
         self._returns = -(2**62)  # before all arrivals, in the order in which they come back
         self._draining = False
@@ -114,22 +80,16 @@ class WaitingRoom:
         with self._changed:
             return self._waiting()
 
-    def timer(self, model: str, device: str = "") -> BatchTimer:
-        """The timer of a model on a device, or the common one, for reading its state."""
-        with self._changed:
-            known = self._devices.get(device)
-            return known.timers[model] if known else self._timers[model]
-
-    def timer_states(self, now: float) -> dict[str, dict[str, dict[str, float]]]:
-        """State of all timers, model by model and device by device, for telemetry."""
+    def timer_states(self, now: float) -> dict[str, dict[str, dict[str, Any]]]:
+        """State of all timers, queue by queue and device by device, for telemetry."""
         with self._changed:
             return {
-                model: {
-                    name: device.timers[model].state(now)
-                    for name, device in self._devices.items()
-                    if model in device.timers
+                name: {
+                    device: state.timers[name].state(now) | {"waiting": queue.samples}
+                    for device, state in self._devices.items()
+                    if name in state.timers
                 }
-                for model in self._queues
+                for name, queue in self._queues.items()
             }
 
     # -------------------------------------------------------------- devices and models
@@ -146,12 +106,12 @@ class WaitingRoom:
         Args:
             device: its name.
             lanes: batches that may be on it at once.
-            timers: one for each model, measured on it; None: the common ones.
+            timers: by queue, measured on it; None: the common ones.
             lead_s: with a batch running, the next one is closed so long before that one ends, and
                 keeps filling until then; infinity: at once. A full batch never waits.
         """
         with self._changed:
-            self._devices[device] = _Device(lanes, timers or self._timers, lead_s)
+            self._devices[device] = Occupancy(lanes, timers or self._timers, lead_s)
             self._observers.clear()
             self._changed.notify_all()
 
@@ -162,12 +122,12 @@ class WaitingRoom:
             self._changed.notify_all()
 
     def set_model(
-        self, model: str, timers: Mapping[str, BatchTimer], lanes: Mapping[str, int] | None = None
+        self, queue: str, timers: Mapping[str, BatchTimer], lanes: Mapping[str, int] | None = None
     ) -> None:
         """A model is served from now on, or by another engine; what waits for it stays.
 
         Args:
-            model: its name.
+            queue: its queue; of inputs of variable length, each queue is set by itself.
             timers: by device.
             lanes: batches that may be on a device at once from now on; None: as many as before.
         """
@@ -175,11 +135,41 @@ class WaitingRoom:
             for device, timer in timers.items():
                 if lanes is not None:
                     self._devices[device].resize(lanes[device])
-                self._devices[device].timers[model] = timer
-                self._timers[model] = timer
-                self._queues.setdefault(model, ModelQueue(timer.cap)).cap = timer.cap
+                self._devices[device].timers[queue] = timer
+                self._timers[queue] = timer
+                self._queues.setdefault(queue, ModelQueue(timer.cap)).cap = timer.cap
             self._observers.clear()
             self._changed.notify_all()
+
+    def tunings(self) -> list[tuple[BatchTimer, Task]]:
+        """What the tuner may work on, outside the lock; `tuned` takes the result."""
+        with self._changed:
+            now = self._clock()
+            timers = [timer for d in self._devices.values() for timer in d.timers.values()]
+            tasks = [(timer, timer.tuning(now)) for timer in timers]
+            return [(timer, task) for timer, task in tasks if task is not None]
+
+    def tuned(self, timer: BatchTimer, choice: Choice | None) -> None:
+        """A timer goes by this choice from now on."""
+        with self._changed:
+            timer.tuned(self._clock(), choice)
+            self._changed.notify_all()
+
+    def scales(self) -> dict[str, dict[str, float]]:
+        """By device and queue, how many times longer batches take than on the idle device."""
+        with self._changed:
+            return {
+                name: {queue: timer.phi for queue, timer in device.timers.items()}
+                for name, device in self._devices.items()
+            }
+
+    def set_price(self, device: str, price: float, queue: str = "") -> None:
+        """A second of a device's time is worth so many seconds of latency, in one queue or all."""
+        with self._changed:
+            for name, timer in self._devices[device].timers.items():
+                if timer.price != price and queue in {"", name}:
+                    timer.price = price
+                    self._changed.notify_all()
 
     def set_rule(self, refusal: Refusal) -> None:
         """Admits by another rule from now on."""
@@ -188,46 +178,36 @@ class WaitingRoom:
 
     # -------------------------------------------------------------- requests in
 
-    def put(self, request: Request, *, call: bool = True) -> None:
+    def put(self, request: Request, *, call: bool = True) -> tuple[Part, ...]:
         """Admits a request.
 
         Args:
             request: a decoded request.
             call: False: more will follow at once; `call` wakes the devices then, for all of them.
 
+        Returns:
+            What it superseded: a whole request of the same source, or nothing.
+
         Raises:
             EdgedError: it is refused; the request is not kept.
         """
         with self._changed:
             now = self._clock()
-            queue = self._queues[request.model]
-            refusal = self._refusal(
-                request, now, waiting=queue.samples, drain_s=0.0, draining=self._draining
-            )
-            if refusal is not None:  # only now it is worth while to find out how long to wait
-                raise (
-                    self._refusal(
-                        request,
-                        now,
-                        waiting=queue.samples,
-                        drain_s=self._drain_s(request.model, now, queue.samples),
-                        draining=self._draining,
-                    )
-                    or refusal
-                )
+            queue = self._queues[request.queue]
+            if (refusal := self._refused(request, queue, now)) is not None:
+                raise refusal
             self._numbers += 1
-            queue.put(Part(request, 0, request.samples), self._numbers)
-            timers = self._observers.get(request.model)
-            if timers is None:
-                timers = self._observers[request.model] = self._timers_of(request.model)
-            for timer in timers:
-                timer.arrived(now, request.samples)
+            if not queue.samples:
+                self._reopen(request.queue)
+            superseded = queue.put(Part(request, 0, request.samples), self._numbers)
+            self._arrived(request, queue, now)
             # A device whose lanes are all busy need not wake up, unless this one expires first.
             if any(d.free > 0 for d in self._devices.values()) or request.deadline < self._alarm:
                 if call:
                     self._changed.notify_all()
                 else:
                     self._call_due = True
+            return superseded
 
     def call(self) -> None:
         """Wakes the devices for what was put without a call. From the thread that put it."""
@@ -236,6 +216,59 @@ class WaitingRoom:
                 self._call_due = False
                 self._changed.notify_all()
 
+    def _refused(self, request: Request, queue: ModelQueue, now: float) -> EdgedError | None:
+        waiting = sum(q.samples for name, q in self._queues.items() if _is_of(name, request.model))
+        refusal = partial(
+            self._refusal,
+            request,
+            now,
+            waiting=waiting - queue.replaceable(request),
+            starts_in_s=self._starts_in_s(request, queue, now),
+            draining=self._draining,
+        )
+        # How long the devices need is found out only where an answer is to say it.
+        return refusal(drain_s=0.0) and refusal(
+            drain_s=self._drain_s(request.queue, now, queue.samples)
+        )
+
+    def _starts_in_s(self, request: Request, queue: ModelQueue, now: float) -> float:
+        """The least time after which its first sample is started; 0 with nothing before it.
+
+        So something always runs, and a device that was slow is seen to be faster again.
+        """
+        devices = [device.prospect(now, request.queue) for device in self._able(request.queue)]
+        replaced = queue.replaceable(request)
+        starts_s = dispatch.starts_in_s((queue.samples - replaced) // queue.cap, devices)
+        if now + starts_s <= request.deadline:
+            return starts_s
+        # Only now it matters who stands behind whom.
+        before = max(0, queue.ahead(request) - replaced)
+        return dispatch.starts_in_s(before // queue.cap, devices)
+
+    def _arrived(self, request: Request, queue: ModelQueue, now: float) -> None:
+        """Has the timers know, and the closing times of devices that are busy."""
+        name = request.queue
+        if request.priority is Priority.URGENT:
+            traffic = self._urgent.setdefault(name, UrgentTraffic())
+            traffic.arrived(now, request.samples, request.deadline - request.received)
+        timers = self._observers.get(name)
+        if timers is None:
+            timers = self._observers[name] = self._timers_of(name)
+        for timer in timers:
+            timer.arrived(now, request.samples)
+        for device in self._devices.values():
+            # One model needs no order; a device with a free lane is asked in a moment anyway.
+            if device.free <= 0 and len(device.timers) > 1 and name in device.timers:
+                closes = device.closes.get(name, math.inf)
+                if closes > now:
+                    decision = device.timers[name].decide(now, queue.waiting())
+                    device.closes[name] = now if decision.samples else decision.at
+
+    def _reopen(self, queue: str) -> None:
+        """The batch that closes next is another one."""
+        for device in self._devices.values():
+            device.closes.pop(queue, None)
+
     def put_back(self, parts: Iterable[Part]) -> None:
         """Takes samples in again whose device failed; they keep their place in the order."""
         with self._changed:
@@ -243,21 +276,21 @@ class WaitingRoom:
                 request = part.request
                 again = Part(request, part.start, part.stop, part.attempt + 1)
                 self._returns += 1
-                self._queues[request.model].put(again, self._returns)
+                self._queues[request.queue].put(again, self._returns)
             self._changed.notify_all()
 
-    def _timers_of(self, model: str) -> list[BatchTimer]:
+    def _timers_of(self, queue: str) -> list[BatchTimer]:
         devices = self._devices.values()
-        timers = [self._timers[model], *(d.timers[model] for d in devices if model in d.timers)]
+        timers = [self._timers[queue], *(d.timers[queue] for d in devices if queue in d.timers)]
         return list({id(timer): timer for timer in timers}.values())
 
-    def _drain_s(self, model: str, now: float, samples: int) -> float:
-        able = self._able(model)
-        return min((device.clear_s(now, model, samples) for device in able), default=0.0)
+    def _drain_s(self, queue: str, now: float, samples: int) -> float:
+        able = self._able(queue)
+        return min((device.clear_s(now, queue, samples) for device in able), default=0.0)
 
-    def _able(self, model: str) -> list[_Device]:
-        """Devices that serve a model and are not out."""
-        return [d for d in self._devices.values() if d.retry_at is None and model in d.timers]
+    def _able(self, queue: str) -> list[Occupancy]:
+        """Devices that serve a queue and are not out."""
+        return [d for d in self._devices.values() if d.retry_at is None and queue in d.timers]
 
     # -------------------------------------------------------------- batches out
 
@@ -268,6 +301,7 @@ class WaitingRoom:
         expired requests are handed out, when they expire.
         """
         with self._changed:
+            armed = math.inf
             while not self._closed:
                 now = self._clock()
                 state = self._devices[device]
@@ -275,13 +309,17 @@ class WaitingRoom:
                 batch, alarm = self._next_batch(state, now)
                 retry = state.retry_at is not None and state.retry_at <= now
                 if batch is not None or expired or retry:
-                    return Work(batch, tuple(expired), retry)
+                    late_s = now - armed if now >= armed else None
+                    if batch is not None and late_s is not None:
+                        state.timers[batch.queue].woke(late_s)
+                    return Work(batch, tuple(expired), retry, late_s)
                 self._alarm = min(self._alarm, alarm)
+                armed = alarm
                 self._changed.wait(None if math.isinf(alarm) else max(0.0, alarm - now))
                 self._alarm = math.inf
             return None
 
-    def _next_batch(self, device: _Device, now: float) -> tuple[Batch | None, float]:
+    def _next_batch(self, device: Occupancy, now: float) -> tuple[Batch | None, float]:
         """The batch to run now, or when to look again."""
         filled = [(n, q) for n, q in self._queues.items() if q.samples and n in device.timers]
         alarm = min((queue.deadline for queue in self._queues.values()), default=math.inf)
@@ -289,32 +327,43 @@ class WaitingRoom:
             return None, min(alarm, device.retry_at)
         if device.free <= 0:
             return None, alarm
-        due: list[tuple[float, float, str, Decision]] = []
+        due: list[tuple[bool, float, float, str, Decision]] = []
         for name, queue in filled:
             decision, at = self._decide(device, name, queue, now)
             alarm = min(alarm, at)
             if decision.samples:
-                due.append((decision.at, queue.deadline, name, decision))
+                closed = min(now, device.closes.get(name, now))
+                due.append((not queue.urgent[0], closed, queue.deadline, name, decision))
         if not due:
             return None, alarm
-        # Earliest closing time first, then earliest deadline.
-        _, _, name, decision = min(due, key=lambda item: item[:3])
+        _, _, _, name, decision = min(due, key=lambda item: item[:4])
+        return self._close(device, name, decision, now), alarm
+
+    def _close(self, device: Occupancy, name: str, decision: Decision, now: float) -> Batch:
+        queue = self._queues[name]
+        device.timers[name].started(now, queue.waiting(), decision)
         device.started(now, name, decision.samples)
-        parts = self._queues[name].take(decision.samples)
-        return Batch(name, parts, decision.samples, decision.reason.value, now), alarm
+        self._reopen(name)
+        queue.age(now)
+        parts = queue.take(decision.samples)
+        request = parts[0].request
+        reason = decision.reason.value
+        return Batch(request.model, parts, decision.samples, reason, now, request.length)
 
     def _decide(
-        self, device: _Device, name: str, queue: ModelQueue, now: float
+        self, device: Occupancy, name: str, queue: ModelQueue, now: float
     ) -> tuple[Decision, float]:
-        """What to do with one model on this device, and when to look again."""
-        decision = device.timers[name].decide(now, queue.waiting())
+        """What to do with one queue on this device, and when to look again."""
+        decision, cap = device.sized(name, self._queues, self._urgent, now)
         if self._draining and not decision.samples:
-            decision = Decision(min(queue.samples, queue.cap), now, Reason.DRAIN)
+            decision = Decision(min(queue.samples, cap), now, Reason.DRAIN)
         if not decision.samples:
+            device.closes[name] = decision.at
             return decision, decision.at
+        device.closes[name] = min(now, device.closes.get(name, now))
         later = Decision(0, now, decision.reason)
         earliest = device.earliest(now)
-        if earliest > now and decision.samples < queue.cap:
+        if earliest > now and decision.samples < cap:
             return later, earliest
         service_s = device.timers[name].service_s(decision.samples)
         others = [other for other in self._able(name) if other is not device]
@@ -322,12 +371,12 @@ class WaitingRoom:
             return later, now + service_s
         return decision, now
 
-    def completed(self, device: str, model: str, samples: int, service_s: float) -> None:
+    def completed(self, device: str, queue: str, samples: int, service_s: float) -> None:
         """A batch left its lane; ``service_s`` is 0 where it failed and tells nothing."""
         with self._changed:
             state = self._devices[device]
             state.ended(self._clock())
-            state.timers[model].completed(samples, service_s)
+            state.timers[queue].completed(samples, service_s)
             if self._waiting():  # else there is nothing to wake up for
                 self._changed.notify_all()
 
@@ -344,3 +393,8 @@ class WaitingRoom:
             left = [part for queue in self._queues.values() for part in queue.expire(math.inf)]
             self._changed.notify_all()
             return left
+
+
+def _is_of(queue: str, model: str) -> bool:
+    """Whether a queue is one of a model's; see `edged.serve.request.queue_name`."""
+    return queue == model or queue.startswith(f"{model}@")

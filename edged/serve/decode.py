@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -30,8 +30,9 @@ from edged.errors import (
 )
 from edged.preprocess import decode_image
 from edged.recipe import MODEL_NAME, InputSpec, OutputSpec
-from edged.serve.fit import choices_of, describe, inputs_of
 from edged.serve.request import Arrival, Priority, ReplyTo, Request
+from edged.serve.request_inputs import check_inputs, describe
+from edged.serve.request_outputs import choices_of
 
 MAX_TRACE_CHARS = 512
 """W3C Trace Context asks to pass on at least this much; longer ones are not copied."""
@@ -59,6 +60,10 @@ class ModelSpec(Protocol):
     @property
     def slo_ms(self) -> float:
         """Deadline of a request that brings none, milliseconds from its arrival."""
+
+    @property
+    def freshness(self) -> Literal["all", "latest"]:
+        """Whether every request counts, or the latest one of each source."""
 
 
 @dataclass(frozen=True)
@@ -157,25 +162,28 @@ class Decoder:
         """
         reply_to = reply_to or self.reply_to(arrival)
         self._check_envelope(arrival)
-        name, model = self._model(arrival)
+        asked, model = self._model(arrival)
         body, binary = _parse_body(arrival, model)
-        tensors, samples = inputs_of(body, model.input)
-        if samples > self._limits.max_request_samples:
+        inputs = check_inputs(body, model.input)
+        if (samples := inputs.samples) > self._limits.max_request_samples:
             raise PayloadTooLargeError(
                 f"the request has {samples} samples, at most {self._limits.max_request_samples} "
                 "are allowed; send several requests"
             )
         return Request(
-            model=name,
+            model=asked.model,
             id=body.id,
             samples=samples,
-            tensors=tensors,
+            tensors=inputs.tensors,
             deadline=self._deadline(arrival, body.parameters, model.slo_ms),
-            priority=_priority(arrival.user, body.parameters),
+            priority=_priority(arrival.user, asked.priority, body.parameters),
             received=arrival.received,
             reply_to=reply_to,
             receipt=arrival.receipt,
             outputs=choices_of(body, model.output, binary=binary),
+            source=_source(arrival.user, asked) if model.freshness == "latest" else "",
+            length=inputs.length,
+            unpadded=inputs.unpadded,
         )
 
     def _reply_topic_v3(self, asked: protocol.RequestTopic) -> str:
@@ -219,7 +227,7 @@ class Decoder:
         if not size:
             raise TruncatedBodyError("the body is empty; send a V2 request or an image")
 
-    def _model(self, arrival: Arrival) -> tuple[str, ModelSpec]:
+    def _model(self, arrival: Arrival) -> tuple[protocol.RequestTopic, ModelSpec]:
         asked = self._parse_topic(arrival.topic)
         if asked is None:
             raise UnknownModelError(
@@ -229,7 +237,7 @@ class Decoder:
         name = asked.model
         model = self._models(name) if re.fullmatch(MODEL_NAME, name, re.ASCII) else None
         if model is not None:
-            return name, model
+            return asked, model
         if name in self._unavailable:
             raise ModelUnavailableError(
                 f"model {name!r} is configured here, but could not be loaded; its operator finds "
@@ -340,9 +348,9 @@ def _time(parameters: Mapping[str, Any], name: str) -> int:
     return value
 
 
-def _priority(user: Mapping[str, str], parameters: Mapping[str, Any]) -> Priority:
-    """The user property first, then the body's, by name or by Triton's number."""
-    value = user.get(protocol.PRIORITY, parameters.get(protocol.PRIORITY, 0))
+def _priority(user: Mapping[str, str], topic: str, parameters: Mapping[str, Any]) -> Priority:
+    """The user property first, then the topic's, then the body's, by name or Triton's number."""
+    value = user.get(protocol.PRIORITY, topic or parameters.get(protocol.PRIORITY, 0))
     if isinstance(value, str) and value in _PRIORITIES:
         return _PRIORITIES[value]
     if type(value) is int and value >= 0 and protocol.PRIORITY not in user:
@@ -351,3 +359,14 @@ def _priority(user: Mapping[str, str], parameters: Mapping[str, Any]) -> Priorit
         f"priority {v2.show(value)} must be one of {', '.join(protocol.PRIORITIES)}, or in the "
         "body a number: 0 (default), 1 (urgent), 2 (normal), 3 or more (background)"
     )
+
+
+def _source(user: Mapping[str, str], asked: protocol.RequestTopic) -> str:
+    """Whose newer request supersedes this one: as the property names it, else the 3.1.1 client."""
+    source = user.get(protocol.SOURCE, asked.client)
+    if len(source) > protocol.MAX_SOURCE_CHARS:
+        raise BadParameterError(
+            f"{protocol.SOURCE} {v2.show(source)} has {len(source)} characters, at most "
+            f"{protocol.MAX_SOURCE_CHARS} are allowed"
+        )
+    return source

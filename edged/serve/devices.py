@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edged.backoff import Backoff
+from edged.device_load import source_of
 from edged.engine_store import Manifest
 from edged.errors import DeviceLostError, EdgedError, EngineRefusedError
 from edged.events import DeviceFailed, DeviceRecovered, Event, ModelRefused
@@ -17,7 +18,9 @@ from edged.metrics import Metrics
 from edged.serve.batch import WaitingRoom
 from edged.serve.gpu import Device, DevicePorts, Done
 from edged.serve.models import ModelHost, Progress, ReadyModel, check_successor
-from edged.serve.request import ReplyFormat
+from edged.serve.request import ReplyFormat, Work
+from edged.serve.tuning import Tuning, TuningPorts
+from edged.settings import TimerSettings
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +83,7 @@ class Devices:
         self._retry_s = retry_s
         self._devices: dict[str, Device] = {}
         self._backoffs: dict[str, Backoff] = {}
+        self._tuning: Tuning | None = None
         # Held while a model is loaded and takes over, or a device is renewed: never both at once.
         self._changing = threading.Lock()
         # Held for a moment by whoever learns of a fault: several lanes fail at once.
@@ -114,7 +118,7 @@ class Devices:
             done: takes over what ended.
         """
         ports = DevicePorts(
-            take=self._room.take,
+            take=self._take,
             completed=self._room.completed,
             done=done,
             put_back=self._room.put_back,
@@ -125,9 +129,54 @@ class Devices:
             device = self._devices[name] = Device(name, self._host.served(name), ports)
             self._backoffs[name] = Backoff(*self._retry_s)
             self._room.add_device(name, device.lanes, self._host.timers(name), LEAD_S)
-        for name, model in self._host.models.items():
-            self._room.set_model(name, model.timers())
+        for model in self._host.models.values():
+            for queue, timers in model.timers().items():
+                self._room.set_model(queue, timers)
         return list(self._devices.values())
+
+    def start_tuning(self, settings: TimerSettings) -> None:
+        """Has the timers tuned and priced from now on, on a thread of its own."""
+        room = self._room
+        ports = TuningPorts(
+            tunings=room.tunings,
+            tuned=room.tuned,
+            set_price=room.set_price,
+            scales=room.scales,
+            occupied=lambda device, now: self._devices[device].occupied(now),
+        )
+        sources = {device: source_of(device) for device in self._devices}
+        self._tuning = Tuning(ports, settings, sources)
+        self._tuning.thread.start()
+
+    def retune(self, settings: TimerSettings) -> None:
+        """The tuner goes by other settings from now on."""
+        if self._tuning is not None:
+            self._tuning.settings = settings
+
+    def loads(self) -> dict[str, dict[str, float | bool | None]]:
+        """By device, what was seen of it last, for telemetry; None: not known."""
+        seen = self._tuning.loads if self._tuning is not None else {}
+        return {
+            device: {
+                "load": load.utilisation,
+                "temperature_c": load.temperature_c,
+                "throttled": load.throttled,
+                "low_power": load.low_power,
+            }
+            for device, load in list(seen.items())
+        }
+
+    def stop_tuning(self) -> None:
+        """Ends the tuner's thread."""
+        if self._tuning is not None:
+            self._tuning.stop(1.0)
+
+    def _take(self, device: str) -> Work | None:
+        """On a device's thread: waits for work, and counts how late an armed time woke it."""
+        work = self._room.take(device)
+        if work is not None and work.lateness_s is not None:
+            self._metrics.observe("timer_lateness_seconds", work.lateness_s, device)
+        return work
 
     def _load(self, name: str) -> list[Event]:
         """Loads a model, or says why not; what serves already is left alone."""
@@ -158,9 +207,11 @@ class Devices:
         self.formats[name] = _format(model.manifest)
         if self._devices:
             for device in model.runners:
-                self._devices[device].swap(name, model.served(device))
+                for queue, served in model.served(device).items():
+                    self._devices[device].swap(queue, served)
             lanes = {device: self._devices[device].lanes for device in model.runners}
-            self._room.set_model(name, model.timers(), lanes)
+            for queue, timers in model.timers().items():
+                self._room.set_model(queue, timers, lanes)
         # Last: from here on requests for it are decoded.
         self._host.models[name] = model
         self._host.refused.pop(name, None)

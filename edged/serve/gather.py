@@ -1,4 +1,4 @@
-"""Parts of batches -> one outcome a request. Pure; owned by the reply thread.
+"""Parts of batches -> one outcome a request. Pure; owned by the thread that answers.
 
 A request may carry more samples than fit in one batch, and its last samples may share a batch with
 others. Here its parts come together again, in the order of its samples.
@@ -75,6 +75,25 @@ class Gatherer:
         pieces = [outputs for _, outputs in sorted(pending.pieces, key=lambda piece: piece[0])]
         whole = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
         return outcome(part, whole, pending.timings, None, version)
+
+
+def rows_of(
+    outputs: Mapping[str, Array], row: int, part: Part, length_axes: Mapping[str, int]
+) -> dict[str, Array]:
+    """The outputs of one part of a batch, without their padding.
+
+    Args:
+        outputs: of the batch, ``[samples, *shape]`` by name.
+        row: where the part begins.
+        part: which samples of which request.
+        length_axes: by output, the axis of ``[samples, *shape]`` that was padded with the inputs.
+    """
+    rows = {name: array[row : row + part.samples] for name, array in outputs.items()}
+    for name, axis in length_axes.items():
+        if name in rows:
+            kept = slice(part.request.unpadded)
+            rows[name] = rows[name][(slice(None),) * axis + (kept,)]
+    return rows
 
 
 def outcome(

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edged import preprocess
-from edged.errors import DeviceFaultError, EdgedError, ExpiredError
-from edged.recipe import InputSpec
+from edged.errors import DeviceFaultError, EdgedError, ExpiredError, SupersededError
+from edged.recipe import InputSpec, LengthSpec, OutputSpec
 from edged.runners import Completion, Runner
 from edged.serve.request import Array, Batch, Part, Timings, Work
 from edged.value import value
@@ -39,6 +39,7 @@ class Done:
         error: why there are no outputs.
         nonfinite: indices of parts whose outputs hold NaN or infinity and shall not be answered.
         version: of the engine that ran them.
+        length_axes: by output, the axis that was padded with the inputs, the batch axis being 0.
     """
 
     parts: tuple[Part, ...]
@@ -50,6 +51,14 @@ class Done:
     error: EdgedError | None = None
     nonfinite: tuple[int, ...] = ()
     version: str = ""
+    length_axes: Mapping[str, int] = field(default_factory=dict)
+
+    def positions(self) -> dict[str, int]:
+        """What inputs of variable length add to the metrics; nothing where lengths are fixed."""
+        whole = sum(part.samples * part.request.length for part in self.parts)
+        data = sum(part.samples * part.request.unpadded for part in self.parts)
+        counts = {"positions_total": whole, "positions_padded_total": whole - data}
+        return counts if whole else {}
 
     def timings(self, part: Part) -> Timings:
         """Where the time of one part's request went."""
@@ -67,6 +76,7 @@ class Served:
         inputs: how a request's samples become the runner's.
         refuse_nonfinite: whether a sample whose outputs hold NaN or infinity is an error.
         version: of the engine, for the replies.
+        outputs: of the model; those with a `length_axis` come with the inputs' padding.
     """
 
     def __init__(
@@ -76,11 +86,15 @@ class Served:
         *,
         refuse_nonfinite: bool = False,
         version: str = "",
+        outputs: Sequence[OutputSpec] = (),
     ) -> None:
         self.runner = runner
         self.inputs = tuple(inputs)
         self.refuse_nonfinite = refuse_nonfinite
         self.version = version
+        self.length_axes = {
+            spec.name: spec.length_axis + 1 for spec in outputs if spec.length_axis is not None
+        }
         # Waited for only where an engine with fewer lanes has just taken over.
         self.lanes: queue.SimpleQueue[int] = queue.SimpleQueue()
         for lane in range(runner.lanes):
@@ -93,7 +107,7 @@ class DevicePorts:
 
     Attributes:
         take: waits for work (`edged.serve.batch.WaitingRoom.take`).
-        completed: frees the lane: (device, model, samples, service seconds or 0).
+        completed: frees the lane: (device, queue, samples, service seconds or 0).
         done: takes over what ended; may wait, which holds the device back.
         put_back: parts that shall run again, elsewhere or later.
         failed: (device, error): takes the device out for a while.
@@ -113,7 +127,7 @@ class Device:
 
     Args:
         name: e.g. ``cpu`` or ``cuda:0``.
-        models: what it runs.
+        models: what it runs, by queue.
         ports: what it calls.
     """
 
@@ -122,6 +136,7 @@ class Device:
         self._models = dict(models)
         self._ports = ports
         self._running: dict[int, float] = {}
+        self._turned = time.monotonic()  # when it last became busy or idle
         # A model is swapped between two batches: never between picking its lane and submitting.
         self._swapping = threading.Lock()
         self.thread = threading.Thread(target=self._work, name=f"gpu-{name}", daemon=True)
@@ -137,6 +152,11 @@ class Device:
     def running_s(self, now: float) -> float:
         """For how long the oldest batch has been on the device; 0 if none is."""
         return max((now - since for since in list(self._running.values())), default=0.0)
+
+    def occupied(self, now: float) -> tuple[float, float]:
+        """For how long it has been idle, and busy without a gap; one of them is 0, in seconds."""
+        since_s = max(0.0, now - self._turned)
+        return (0.0, since_s) if self._running else (since_s, 0.0)
 
     def swap(self, model: str, served: Served) -> None:
         """Serves a model by this runner from the next batch on.
@@ -162,10 +182,13 @@ class Device:
 
     def _start(self, batch: Batch) -> None:
         with self._swapping:
-            served = self._models[batch.model]
+            served = self._models[batch.queue]
             lane = served.lanes.get()
             fill(served, lane, batch.parts)
-            self._running[id(batch)] = time.monotonic()
+            now = time.monotonic()
+            if not self._running:
+                self._turned = now
+            self._running[id(batch)] = now
             served.runner.submit(
                 lane, batch.samples, lambda result: self._finished(served, batch, result)
             )
@@ -176,11 +199,13 @@ class Device:
         outputs = {name: np.array(rows) for name, rows in result.outputs.items()}
         error = result.error
         self._running.pop(id(batch), None)
+        if not self._running:
+            self._turned = time.monotonic()
         served.lanes.put(result.lane)
         if isinstance(error, DeviceFaultError):
             self._ports.failed(self.name, error)
         service_s = 0.0 if error else result.service_s
-        self._ports.completed(self.name, batch.model, batch.samples, service_s)
+        self._ports.completed(self.name, batch.queue, batch.samples, service_s)
         again: tuple[Part, ...] = ()
         if isinstance(error, DeviceFaultError):
             again = tuple(part for part in batch.parts if part.attempt < MOST_ATTEMPTS - 1)
@@ -207,25 +232,39 @@ class Device:
             error=result.error,
             nonfinite=bad,
             version=served.version,
+            length_axes=served.length_axes,
         )
         self._ports.done(ended)
 
 
 def fill(served: Served, lane: int, parts: tuple[Part, ...]) -> None:
-    """Writes the samples of the parts, preprocessed, into a lane's staging buffers in order."""
+    """Writes the samples of the parts, preprocessed, into a lane's staging buffers in order.
+
+    Inputs of variable length are padded behind, and their masks written.
+    """
     buffers = served.runner.staging(lane)
     for spec in served.inputs:
-        buffer, row = buffers[spec.name], 0
+        row = 0
         for part in parts:
             rows = part.request.tensors[spec.name][part.start : part.stop]
+            out = buffers[spec.name][row : row + part.samples]
+            if spec.length is not None:
+                out = _padded(spec, spec.length, out, part.request.unpadded)
+                if spec.length.mask:
+                    mask = buffers[spec.length.mask][row : row + part.samples]
+                    mask[:, : part.request.unpadded] = 1
+                    mask[:, part.request.unpadded :] = 0
             preprocess.into(
-                rows,
-                buffer[row : row + part.samples],
-                scale=spec.scale,
-                offset=spec.offset,
-                transpose=spec.transpose,
+                rows, out, scale=spec.scale, offset=spec.offset, transpose=spec.transpose
             )
             row += part.samples
+
+
+def _padded(spec: InputSpec, length: LengthSpec, out: Array, unpadded: int) -> Array:
+    """Fills a buffer up behind the data; the part of it that the data goes into."""
+    along = np.moveaxis(out, spec.model_axis + 1, 1)  # a view
+    along[:, unpadded:] = np.asarray(length.pad).astype(out.dtype)
+    return np.moveaxis(along[:, :unpadded], 1, spec.model_axis + 1)
 
 
 def expired(parts: tuple[Part, ...]) -> Done:
@@ -235,6 +274,17 @@ def expired(parts: tuple[Part, ...]) -> Done:
         error=ExpiredError(
             "the deadline passed before the request could be started; "
             "allow more time, or send fewer requests"
+        ),
+    )
+
+
+def superseded(parts: tuple[Part, ...]) -> Done:
+    """Parts whose place a newer request of the same source took."""
+    return Done(
+        parts,
+        error=SupersededError(
+            "a newer request of the same source came before this one was started; the model serves "
+            "the latest one of each source (freshness)"
         ),
     )
 

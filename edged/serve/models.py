@@ -20,7 +20,9 @@ from edged.engine_store import GOLDEN_FILE, Engine, EngineStore, Manifest, check
 from edged.errors import EdgedError, EngineRefusedError
 from edged.events import ModelLoaded
 from edged.latency import LatencyCurve
+from edged.runners import Runner
 from edged.serve.gpu import Served
+from edged.serve.request import queue_name
 from edged.serve.timer import BatchTimer
 from edged.settings import ServeSettings
 
@@ -33,6 +35,10 @@ Progress = Callable[[str, int, int], None]
 """Called with (where, steps done, steps in all)."""
 
 
+Lengths = Mapping[int, tuple[Runner, LatencyCurve]]
+"""By padded length."""
+
+
 @dataclass(frozen=True)
 class ReadyModel:
     """A model that can be served at once.
@@ -41,11 +47,13 @@ class ReadyModel:
         engine: as it was loaded; another one may be current in the store meanwhile.
         runners: warm, by device.
         curves: service time by batch size, measured now, by device.
+        shorter: of inputs of variable length, runners and curves of the shorter lengths, by device.
     """
 
     engine: Engine
-    runners: Mapping[str, runners.Runner]
+    runners: Mapping[str, Runner]
     curves: Mapping[str, LatencyCurve]
+    shorter: Mapping[str, Lengths] = field(default_factory=dict)
 
     @property
     def manifest(self) -> Manifest:
@@ -57,19 +65,35 @@ class ReadyModel:
         """First 12 digits of the engine's key."""
         return self.manifest.key[:12]
 
-    def timers(self) -> dict[str, BatchTimer]:
-        """New batch timers, by device."""
-        cap = self.manifest.max_batch
-        return {device: BatchTimer(curve, cap) for device, curve in self.curves.items()}
+    def queues(self, device: str) -> dict[str, tuple[Runner, LatencyCurve]]:
+        """What runs on a device: one runner, or one for each length of inputs."""
+        name = self.manifest.model
+        longest = max((spec.max_length for spec in self.manifest.input), default=0)
+        found = {queue_name(name, longest): (self.runners[device], self.curves[device])}
+        shorter = self.shorter.get(device, {})
+        return found | {queue_name(name, length): each for length, each in shorter.items()}
 
-    def served(self, device: str) -> Served:
-        """As a device's thread runs it."""
-        return Served(
-            self.runners[device],
-            self.manifest.input,
-            refuse_nonfinite=self.manifest.refuse_nonfinite,
-            version=self.version,
-        )
+    def timers(self) -> dict[str, dict[str, BatchTimer]]:
+        """New batch timers, by queue and device."""
+        cap, slo_s = self.manifest.max_batch, self.manifest.slo_ms / 1e3
+        timers: dict[str, dict[str, BatchTimer]] = {}
+        for device in self.runners:
+            for queue, (_, curve) in self.queues(device).items():
+                timers.setdefault(queue, {})[device] = BatchTimer(curve, cap, slo_s=slo_s)
+        return timers
+
+    def served(self, device: str) -> dict[str, Served]:
+        """As a device's thread runs it, by queue."""
+        return {
+            queue: Served(
+                runner,
+                self.manifest.input,
+                refuse_nonfinite=self.manifest.refuse_nonfinite,
+                version=self.version,
+                outputs=self.manifest.output,
+            )
+            for queue, (runner, _) in self.queues(device).items()
+        }
 
     def events(self, now: float) -> list[ModelLoaded]:
         """What to report of it, for each device; ``now`` is Unix seconds."""
@@ -90,8 +114,18 @@ class ReadyModel:
 
     def close(self) -> None:
         """Waits for what runs, then gives everything back."""
-        for runner in self.runners.values():
-            runner.close()
+        for device in self.runners:
+            for runner, _ in self.queues(device).values():
+                runner.close()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An engine on one device: `ReadyModel` has the same by device."""
+
+    runner: Runner
+    curve: LatencyCurve
+    shorter: Lengths = field(default_factory=dict)
 
 
 def devices_for(manifest: Manifest, wanted: tuple[str, ...]) -> tuple[str, ...]:
@@ -150,15 +184,18 @@ class ModelHost:
         return sorted({device for model in self.models.values() for device in model.runners})
 
     def served(self, device: str) -> dict[str, Served]:
-        """What one device runs, by model."""
-        models = {n: m for n, m in self.models.items() if device in m.runners}
-        return {name: model.served(device) for name, model in models.items()}
+        """What one device runs, by queue."""
+        models = [model for model in self.models.values() if device in model.runners]
+        return {queue: each for model in models for queue, each in model.served(device).items()}
 
     def timers(self, device: str) -> dict[str, BatchTimer]:
-        """New batch timers of one device, by model."""
-        cap = {name: model.manifest.max_batch for name, model in self.models.items()}
-        curves = {n: m.curves[device] for n, m in self.models.items() if device in m.curves}
-        return {name: BatchTimer(curve, cap[name]) for name, curve in curves.items()}
+        """New batch timers of one device, by queue."""
+        return {
+            queue: timers[device]
+            for model in self.models.values()
+            for queue, timers in model.timers().items()
+            if device in timers
+        }
 
     def load(self, name: str, progress: Progress) -> ReadyModel | None:
         """Loads a model's current engine on its devices, unless it is served already.
@@ -175,7 +212,7 @@ class ModelHost:
         serving = self.models.get(name)
         if serving is not None and serving.manifest.key == engine.manifest.key:
             return None
-        ready: dict[str, tuple[runners.Runner, LatencyCurve]] = {}
+        ready: dict[str, Loaded] = {}
         problems: list[EdgedError] = []
         for device in devices_for(engine.manifest, self.settings.devices):
             try:
@@ -187,8 +224,9 @@ class ModelHost:
             raise problems[0]
         return ReadyModel(
             engine,
-            {device: runner for device, (runner, _) in ready.items()},
-            {device: curve for device, (_, curve) in ready.items()},
+            {device: loaded.runner for device, loaded in ready.items()},
+            {device: loaded.curve for device, loaded in ready.items()},
+            {device: loaded.shorter for device, loaded in ready.items() if loaded.shorter},
         )
 
     def renew(self, device: str, progress: Progress) -> dict[str, Served]:
@@ -199,34 +237,48 @@ class ModelHost:
         """
         mine = {n: m for n, m in self.models.items() if device in m.runners}
         for name, model in mine.items():
-            runners.abandon(model.runners[device])
-            runner, curve = self._load_on(model.engine, device, progress)
+            for runner, _ in model.queues(device).values():
+                runners.abandon(runner)
+            loaded = self._load_on(model.engine, device, progress)
             self.models[name] = ReadyModel(
                 model.engine,
-                {**model.runners, device: runner},
-                {**model.curves, device: curve},
+                {**model.runners, device: loaded.runner},
+                {**model.curves, device: loaded.curve},
+                {**model.shorter, device: loaded.shorter} if loaded.shorter else {},
             )
         return self.served(device)
 
-    def _load_on(
-        self, engine: Engine, device: str, progress: Progress
-    ) -> tuple[runners.Runner, LatencyCurve]:
-        check_usable(engine.manifest, runners.fingerprint(engine.manifest.runner, device))
-        if any(spec.image != "none" for spec in engine.manifest.input):
+    def _load_on(self, engine: Engine, device: str, progress: Progress) -> Loaded:
+        manifest = engine.manifest
+        check_usable(manifest, runners.fingerprint(manifest.runner, device))
+        if any(spec.image != "none" for spec in manifest.input):
             preprocess.prepare_images()
         runner = runners.load(engine, device=device, threads=self.settings.onnx_threads)
-        where = f"{engine.manifest.model} on {device}"
+        where = f"{manifest.model} on {device}"
+        loaded = [runner]
         try:
-            curve = runners.warm_up(
-                runner,
-                engine.manifest.warm_sizes,
-                lambda done, total: progress(where, done, total),
-            )
+            curve = _warm(runner, manifest, where, progress)
             check_golden(engine, runner)
+            shorter: dict[int, tuple[Runner, LatencyCurve]] = {}
+            for length in _shorter_lengths(manifest):
+                loaded.append(runners.at_length(runner, engine, length))
+                where = f"{manifest.model} at length {length} on {device}"
+                shorter[length] = loaded[-1], _warm(loaded[-1], manifest, where, progress)
         except BaseException:
-            runner.close()
+            for each in loaded:
+                each.close()
             raise
-        return runner, curve
+        return Loaded(runner, curve, shorter)
+
+
+def _warm(runner: Runner, manifest: Manifest, where: str, progress: Progress) -> LatencyCurve:
+    sizes = manifest.warm_sizes
+    return runners.warm_up(runner, sizes, lambda done, total: progress(where, done, total))
+
+
+def _shorter_lengths(manifest: Manifest) -> tuple[int, ...]:
+    """Lengths below the largest one that inputs of variable length are padded to."""
+    return next((spec.buckets[:-1] for spec in manifest.input if spec.length is not None), ())
 
 
 def check_successor(old: ReadyModel, new: ReadyModel) -> None:
@@ -253,7 +305,7 @@ def check_successor(old: ReadyModel, new: ReadyModel) -> None:
         )
 
 
-def check_golden(engine: Engine, runner: runners.Runner) -> None:
+def check_golden(engine: Engine, runner: Runner) -> None:
     """Runs the engine's golden samples and compares with what it gave when it was verified.
 
     Engines without golden samples pass.

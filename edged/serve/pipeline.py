@@ -31,21 +31,20 @@ from edged.metrics import Metrics
 from edged.serve.batch import WaitingRoom
 from edged.serve.decode import Decoder
 from edged.serve.encode import dead_letter, encode
-from edged.serve.gather import Gatherer
-from edged.serve.gpu import Device, Done
+from edged.serve.gather import Gatherer, rows_of
+from edged.serve.gpu import Device, Done, superseded
 from edged.serve.intake import Intake, IntakePorts
 from edged.serve.publish import Publisher, PublisherPorts
 from edged.serve.request import (
-    Array,
     Arrival,
     LinkDown,
     LinkUp,
     Outcome,
-    Part,
     Receipt,
     Rejected,
     Reply,
     ReplyFormat,
+    Request,
     Unanswerable,
 )
 
@@ -134,7 +133,7 @@ class Pipeline:
             IntakePorts(
                 decoder.reply_to,
                 decoder.decode,
-                lambda request, call: room.put(request, call=call),
+                self._admit,
                 self._unanswerable,
                 self._hand_over,
             ),
@@ -244,6 +243,11 @@ class Pipeline:
             self._inbox.append(item)
             self._owed -= 1  # it took no slot
 
+    def _admit(self, request: Request, wait: bool) -> None:  # noqa: FBT001  # `IntakePorts`
+        """Into the waiting room; what it takes the place of is answered."""
+        if older := self._room.put(request, call=wait):
+            self._hand_over(superseded(older), wait)
+
     def _wake(self) -> None:
         if self._sender is not None:
             self._sender.wake()
@@ -255,6 +259,8 @@ class Pipeline:
             self._metrics.count("batches_total", model, done.reason)
             self._metrics.observe("batch_samples", done.samples, model)
             self._metrics.observe("compute_seconds", done.compute_s, model)
+            for name, count in done.positions().items():
+                self._metrics.count(name, model, by=count)
             if done.error is not None:
                 self._metrics.count("batch_failures_total", model)
         self._hand_over(done)
@@ -310,7 +316,7 @@ class Pipeline:
     def _gather(self, done: Done) -> None:
         row = 0
         for index, part in enumerate(done.parts):
-            rows = _rows(done.outputs, row, part)
+            rows = rows_of(done.outputs, row, part, done.length_axes)
             row += part.samples
             error = NonFiniteOutputError(NON_FINITE) if index in done.nonfinite else done.error
             outcome = self._gatherer.add(part, rows, done.timings(part), error, done.version)
@@ -374,7 +380,3 @@ class Pipeline:
         self._finished += 1
         if self._draining and not self.outstanding:
             self._idle.set()
-
-
-def _rows(outputs: Mapping[str, Array], row: int, part: Part) -> dict[str, Array]:
-    return {name: rows[row : row + part.samples] for name, rows in outputs.items()}

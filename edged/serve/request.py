@@ -122,6 +122,9 @@ class Request:
         reply_to: where the answer goes.
         receipt: for the acknowledgement.
         outputs: which outputs to answer, in this order.
+        source: a newer request of the same source takes this one's place; "": none does.
+        length: of a model with inputs of variable length, what its samples are padded to; else 0.
+        unpadded: the length that they have; else 0.
     """
 
     model: str
@@ -134,6 +137,24 @@ class Request:
     reply_to: ReplyTo
     receipt: Receipt
     outputs: tuple[OutputChoice, ...] = ()
+    source: str = ""
+    length: int = 0
+    unpadded: int = 0
+
+    @property
+    def queue(self) -> str:
+        """Where it waits: batches are made of requests of one queue."""
+        return queue_name(self.model, self.length)
+
+
+def queue_name(model: str, length: int = 0) -> str:
+    """Name of the queue for one model and padded length; a model's name has no ``@``."""
+    return f"{model}@{length}" if length else model
+
+
+def model_of(queue: str) -> str:
+    """The model of a queue; the reverse of `queue_name`."""
+    return queue.partition("@")[0]
 
 
 @value
@@ -164,6 +185,7 @@ class Batch:
         samples: sum over the parts, at most the engine's maximum.
         reason: why the timer closed it (see `edged.serve.timer.Reason`).
         closed: monotonic seconds.
+        length: what the samples are padded to, 0 where their length is fixed.
     """
 
     model: str
@@ -171,6 +193,12 @@ class Batch:
     samples: int
     reason: str
     closed: float
+    length: int = 0
+
+    @property
+    def queue(self) -> str:
+        """The queue that it was taken from."""
+        return queue_name(self.model, self.length)
 
 
 @value
@@ -181,11 +209,13 @@ class Work:
         batch: to run, or None.
         expired: parts whose deadline passed before they were started.
         retry: the device is out, and its time to try again has come.
+        lateness_s: how long after the armed time its thread woke up; None: it was called instead.
     """
 
     batch: Batch | None
     expired: tuple[Part, ...] = ()
     retry: bool = False
+    lateness_s: float | None = None
 
 
 @value

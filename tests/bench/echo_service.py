@@ -11,7 +11,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from edged.daemon import SWITCH_INTERVAL_S
 from edged.latency import LatencyCurve
@@ -40,6 +40,7 @@ class EchoModel:
     input = (InputSpec(name="x", datatype="FP32", shape=(ENTRIES,)),)
     output = (OutputSpec(name="y", datatype="FP32", shape=(ENTRIES,)),)
     slo_ms = 60_000.0
+    freshness: Literal["all", "latest"] = "all"
 
 
 def service(port: int) -> BrokerLink:

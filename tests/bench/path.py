@@ -11,14 +11,13 @@ tests/bench/gpu_networks.py have on an H200; tests/bench/gpu_pipeline.py has the
 from __future__ import annotations
 
 import json
-import queue
 import sys
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,6 +37,7 @@ from edged.serve.pipeline import Pipeline, Sender, Watchers
 from edged.serve.request import Arrival, LinkUp, Receipt, Reply, ReplyFormat
 from edged.serve.timer import BatchTimer
 from tests.bench.timed_runner import TimedRunner, bare_loop
+from tests.doubles.turns import Turns
 
 BATCH = 32
 CLASSES = 10
@@ -53,6 +53,7 @@ class PathModel:
         self.input = (InputSpec(name="x", datatype="FP32", shape=shape),)
         self.output = (OutputSpec(name="y", shape=(CLASSES,)),)
         self.slo_ms = 60_000.0
+        self.freshness: Literal["all", "latest"] = "all"
 
 
 class RequestPath:
@@ -87,22 +88,14 @@ class RequestPath:
         self.latencies: list[float] = []
         self.free = threading.Semaphore(0)
         self.numbers = 0
-        self._turns: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._link = threading.Thread(target=self._turn, daemon=True)
-        self._link.start()
-        sender = Sender(self._publish, lambda _receipt: True, lambda: self._turns.put(1))
+        self._turns = Turns()
+        sender = Sender(self._publish, lambda _receipt: True, self._turns.wake)
         self.pipeline.start(sender, devices)
         self.pipeline.link_changed(
             LinkUp(1, session_present=False, window=1000, max_packet_bytes=0)
         )
-        self._turns.put(1)
+        self._turns.start(self.pipeline)
         self.slots = 4 * BATCH // self._samples * sum(runner.lanes for runner in runners.values())
-
-    def _turn(self) -> None:
-        """In the place of the link's thread."""
-        while self._turns.get():
-            self.pipeline.turn()
-            self.pipeline.settled()
 
     def _ports(self) -> DevicePorts:
         def completed(device: str, model: str, samples: int, service_s: float) -> None:
@@ -150,7 +143,7 @@ class RequestPath:
                     user={HEADER_LENGTH: str(header)},
                 )
             )
-            self._turns.put(1)
+            self._turns.wake()
             sent += 1
         for _ in range(self.slots):
             self.free.acquire()
@@ -168,7 +161,7 @@ class RequestPath:
 
     def close(self) -> None:
         """Ends the threads."""
-        self._turns.put(0)
+        self._turns.stop()
         self.pipeline.stop()
 
 

@@ -16,7 +16,7 @@ from tests.doubles.broker import Mosquitto
 from tests.doubles.wire import WAIT_S, Address
 
 TOPIC = "edged/v1/dev/infer/m"
-FILTERS = ("edged/v1/dev/infer/+", "edged/v1/dev/infer/+/rq/+/+")
+FILTERS = ("edged/v1/dev/infer/+", "edged/v1/dev/infer/+/+", "edged/v1/dev/infer/+/rq/+/+")
 STATUS = "edged/v1/dev/status"
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 
@@ -34,6 +33,7 @@ from edged.serve.request import (
 )
 from edged.serve.timer import BatchTimer
 from tests.doubles.runner import WAIT_S, ScriptedRunner
+from tests.doubles.turns import Turns
 
 TOPICS = protocol.Topics("edged/v1", "dev")
 REPLY = TOPICS.reply("me")
@@ -50,6 +50,7 @@ class ScriptedModel:
         OutputSpec(name="z", datatype="INT64", shape=()),
     )
     slo_ms: float = 60_000.0
+    freshness: Literal["all", "latest"] = "all"
 
 
 def body(rows: object, **more: object) -> bytes:
@@ -105,30 +106,22 @@ class ScriptedLink:
         self._undelivered: list[int] = []
         self._mids = itertools.count(1)
         self._changed = threading.Condition()
-        self._turns: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._turn, name="scripted-link", daemon=True)
+        self._turns = Turns()
 
     # -------------------------------------------------------------- the pipeline's side
 
     def wake(self) -> None:
         """Has the pipeline take its turn, on a thread of the link's own as with the real one."""
-        self._turns.put(1)
-
-    def _turn(self) -> None:
-        assert self.pipeline is not None  # wired by `Serving`
-        while self._turns.get():
-            self.pipeline.turn()
-            self.pipeline.settled()
+        self._turns.wake()
 
     def start(self) -> None:
         """Starts the thread."""
-        self._thread.start()
+        assert self.pipeline is not None  # wired by `Serving`
+        self._turns.start(self.pipeline)
 
     def stop(self) -> None:
         """Ends the thread after its last turn."""
-        self._turns.put(0)
-        if self._thread.is_alive():
-            self._thread.join(WAIT_S)
+        self._turns.stop()
 
     def publish(self, reply: Reply) -> int | None:
         """Takes QoS 1 always, QoS 0 with a connection."""

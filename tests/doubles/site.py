@@ -21,12 +21,12 @@ from edged.events import Event
 from edged.latency import LatencyCurve
 from edged.metrics import Metrics
 from edged.recipe import InputSpec, OutputSpec
-from edged.runners import Runner, fingerprint
+from edged.runners import fingerprint
 from edged.serve.admit import Admission
 from edged.serve.batch import WaitingRoom
 from edged.serve.decode import Decoder
 from edged.serve.devices import Devices, Notice
-from edged.serve.models import ModelHost, Progress
+from edged.serve.models import Loaded, ModelHost, Progress
 from edged.serve.pipeline import Pipeline, Sender, Watchers
 from edged.serve.request import Arrival, Outcome
 from edged.settings import ServeSettings
@@ -103,14 +103,12 @@ class ScriptedHost(ModelHost):
         self.made: dict[str, list[ScriptedRunner]] = {}
         self.versions: dict[str, list[str]] = {}
 
-    def _load_on(
-        self, engine: Engine, device: str, progress: Progress
-    ) -> tuple[Runner, LatencyCurve]:
+    def _load_on(self, engine: Engine, device: str, progress: Progress) -> Loaded:
         runner = self.make(engine, device)
         progress(f"{engine.manifest.model} on {device}", 1, 1)
         self.made.setdefault(device, []).append(runner)
         self.versions.setdefault(device, []).append(engine.manifest.key[:12])
-        return runner, CURVE
+        return Loaded(runner, CURVE)
 
 
 @final

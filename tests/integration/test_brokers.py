@@ -112,6 +112,18 @@ def test_json_round_trip(running: Running) -> None:
     same(digits.json_logits(reply.payload), running.logits[5:6])
 
 
+def test_the_class_may_stand_in_the_topic(running: Running) -> None:
+    """Requests of each class arrive by their topics; one that does not exist is answered so."""
+    for name in (*protocol.PRIORITIES, "soon"):
+        topic, mark = TOPICS.infer_class("digits", name), name.encode()
+        running.client.publish(Ask(topic, document(5), REPLY, mark, protocol.JSON))
+    for name in protocol.PRIORITIES:
+        reply = running.client.wait_reply(name.encode())
+        same(digits.json_logits(reply.payload), running.logits[5:6])
+    refused = running.client.wait_reply(b"soon")
+    assert (refused.status, refused.json()["code"]) == ("400", "bad_parameter")
+
+
 def test_png_is_answered_with_its_best_classes(running: Running) -> None:
     """A PNG of 8 x 8 grey pixels gives the same classes as its pixels."""
     running.client.publish(

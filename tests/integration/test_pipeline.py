@@ -9,12 +9,16 @@ from __future__ import annotations
 import json
 import threading
 import time
+from typing import Any
 
 import numpy as np
 
 from edged.errors import EngineError
 from tests.doubles.runner import WAIT_S, ScriptedRunner, expected
-from tests.doubles.serving import MODEL, REPLY, Load, Serving, body
+from tests.doubles.serving import MODEL, REPLY, TOPICS, Load, ScriptedModel, Serving, body
+
+# In the class that goes last; 100 batches of 2 ms each are before it.
+DEADLINE_BEHIND_THEM = {"deadline-ms": "150", "priority": "background"}
 
 
 def test_a_request_is_answered_with_its_own_numbers() -> None:
@@ -180,6 +184,59 @@ def test_a_deadline_that_passes_while_the_device_is_busy_is_answered_at_once() -
         serving.runner.release()
         assert serving.link.wait_sent(2)[1].status == "200"
     assert serving.runner.batches == [1]
+
+
+def test_a_newer_frame_supersedes_the_one_that_waits() -> None:
+    """It is answered at once, while the device is busy; what runs is not touched."""
+    latest = Load(decoder_models={MODEL: ScriptedModel(freshness="latest")})
+    frame: dict[str, Any] = {"user": {"source": "cam-1"}}
+    with Serving(ScriptedRunner(held=True), load=latest) as serving:
+        serving.arrive(body([[1, 1, 1]]), correlation=b"runs", **frame)
+        serving.runner.wait_running(1)
+        serving.arrive(body([[2, 2, 2]]), correlation=b"old", **frame)
+        serving.arrive(body([[3, 3, 3]]), correlation=b"other", user={"source": "cam-2"})
+        serving.arrive(body([[4, 4, 4]]), correlation=b"nameless")
+        serving.arrive(body([[5, 5, 5]]), correlation=b"new", **frame)
+        (sent,) = serving.link.wait_sent(1)
+        assert (sent.reply.correlation, sent.status, sent.code) == (b"old", "409", "superseded")
+        assert sent.json()["retryable"] is False
+        serving.runner.release()
+        rest = serving.link.wait_sent(5)[1:]
+    assert {each.reply.correlation for each in rest} == {b"runs", b"other", b"nameless", b"new"}
+    assert all(each.status == "200" for each in rest)
+    assert serving.metrics.value("errors_total", "superseded") == 1
+
+
+def test_what_cannot_be_started_in_time_is_refused_at_once() -> None:
+    """100 full batches are before it: it need not wait for its deadline to learn that."""
+    with Serving(ScriptedRunner(held=True)) as serving:
+        serving.arrive(body([[1, 1, 1]] * 4))
+        serving.runner.wait_running(1)
+        serving.arrive(body([[1, 1, 1]] * 400))
+        serving.arrive(body([[2, 2, 2]]), correlation=b"late", user=DEADLINE_BEHIND_THEM)
+        (sent,) = serving.link.wait_sent(1)
+        assert (sent.reply.correlation, sent.status, sent.code) == (b"late", "429", "late")
+        assert sent.json()["retry_after_ms"] > 0
+
+
+def test_the_topic_may_name_the_class() -> None:
+    """It counts where no property does, and one that does not exist is said."""
+    with Serving(ScriptedRunner(1, held=True)) as serving:
+        serving.arrive(body([[1, 1, 1]]))
+        serving.runner.wait_running(1)
+        for name, priority, user in (
+            (b"b", "background", {}),
+            (b"n", "background", {"priority": "normal"}),
+            (b"u", "urgent", {}),
+        ):
+            topic = TOPICS.infer_class(MODEL, priority)
+            serving.arrive(body([[1, 1, 1]]), topic=topic, correlation=name, user=user)
+        serving.arrive(body([[1, 1, 1]]), topic=TOPICS.infer_class(MODEL, "soon"))
+        (sent,) = serving.link.wait_sent(1)
+        assert (sent.status, sent.code) == ("400", "bad_parameter")
+        serving.runner.release()
+        order = [each.reply.correlation for each in serving.link.wait_sent(5)[2:]]
+    assert order == [b"u", b"n", b"b"]
 
 
 def test_a_full_waiting_room_refuses_and_says_when_to_come_back() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import signal
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from edged import __version__, protocol
+from edged import __version__, protocol, top
+from edged.client import Endpoint
+from edged.errors import BrokerError
 from tests.doubles import digits
 from tests.doubles.broker import Mosquitto
 from tests.doubles.daemon import TOPICS, Daemon, wait_online
@@ -219,3 +222,27 @@ def test_telemetry_adds_up(
     assert latency["count"] == 3
     if not flood:
         assert (arrivals, dropped) == (4, 1)
+
+
+def test_top_prints_what_the_timers_do(
+    served_engines: Path, broker: Mosquitto, tmp_path: Path
+) -> None:
+    """One table with a line for each model on each device, made from a real daemon's telemetry."""
+    out = io.StringIO()
+    endpoint = Endpoint(TOPICS.device, broker.host, broker.port)
+    with WireClient(broker) as client, Daemon(tmp_path, served_engines, broker, **QUICK):
+        wait_online(client)
+        assert top.run(top.TopOptions(endpoint, once=True), out) == 0
+    lines = out.getvalue().splitlines()
+    assert lines[0].startswith(f"online, edged {__version__}, up ")
+    assert lines[1].split()[:3] == ["MODEL", "DEVICE", "REQ/S"]
+    assert [line.split()[:2] for line in lines[2:]] == [
+        ["digits", "cpu"], ["picker", "cpu"], ["strict", "cpu"]
+    ]  # fmt: skip
+
+
+def test_top_says_that_nobody_reports(broker: Mosquitto) -> None:
+    """A device that is off sends no telemetry."""
+    endpoint = Endpoint("nobody", broker.host, broker.port)
+    with pytest.raises(BrokerError, match=r"no telemetry of 'nobody' within 0\.1 s"):
+        top.run(top.TopOptions(endpoint, once=True, timeout_s=0.1), io.StringIO())

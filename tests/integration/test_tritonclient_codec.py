@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
@@ -31,6 +31,7 @@ class Model:
         OutputSpec(name="z", shape=(2,)),
     )
     slo_ms: float = 500.0
+    freshness: Literal["all", "latest"] = "all"
 
 
 def numbers(datatype: str, samples: int = 2) -> np.ndarray[Any, np.dtype[Any]]:

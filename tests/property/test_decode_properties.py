@@ -27,6 +27,7 @@ TENSOR = cast(
         ),
         output=(OutputSpec(name="y", shape=(3,)),),
         slo_ms=100.0,
+        freshness="latest",
     ),
 )
 IMAGE = cast(
@@ -35,6 +36,7 @@ IMAGE = cast(
         input=(InputSpec(name="p", datatype="UINT8", shape=(4, 4, 3), image="RGB"),),
         output=TENSOR.output,
         slo_ms=100.0,
+        freshness="latest",
     ),
 )
 MODELS = {"t": TENSOR, "i": IMAGE}

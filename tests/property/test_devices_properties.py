@@ -18,9 +18,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from edged.errors import QueueFullError
+from edged.errors import LateError, QueueFullError
 from edged.latency import LatencyCurve
 from edged.serve.gpu import MOST_ATTEMPTS
+from edged.serve.model_queue import AGEING
 from edged.serve.request import Batch, Part, Priority, Request, Work
 from edged.serve.timer import BatchTimer
 from tests.doubles.stepped_room import StepwiseRoom, make_request
@@ -65,6 +66,7 @@ class Devices(RuleBasedStateMachine):
         self.lanes = {f"d{number}": count for number, count in enumerate(lanes)}
         self.curves = dict(zip(self.lanes, CURVES, strict=False))
         self.lead_s = lead_s
+        self.timers: dict[str, dict[str, BatchTimer]] = {}
         self.fates: list[Fate] = []
         self.running: list[tuple[str, Batch]] = []
         self.out: dict[str, float] = {}
@@ -76,7 +78,8 @@ class Devices(RuleBasedStateMachine):
 
     def add(self, name: str) -> None:
         """A device begins."""
-        self.room.add_device(name, self.lanes[name], timers(self.curves[name]), self.lead_s)
+        self.timers[name] = timers(self.curves[name])
+        self.room.add_device(name, self.lanes[name], self.timers[name], self.lead_s)
 
     # -------------------------------------------------------------- the devices' threads
 
@@ -121,11 +124,17 @@ class Devices(RuleBasedStateMachine):
             assert {failures[n] for n in range(part.start, part.stop)} == {part.attempt}
             assert part.attempt < MOST_ATTEMPTS
             self.move(part, "waiting", "running")
-        ranks = [(part.request.priority, part.request.deadline) for part in batch.parts]
+        ranks = [self.rank(part.request) for part in batch.parts]
         assert ranks == sorted(ranks)
         for fate in self.fates:
             if fate.waiting and fate.request.model == batch.model:
-                assert (fate.request.priority, fate.request.deadline) >= ranks[-1]
+                assert self.rank(fate.request) >= ranks[-1]
+
+    def rank(self, request: Request) -> tuple[int, float]:
+        """Class and deadline; a background request that has aged counts as a normal one."""
+        ages = request.received + AGEING * (request.deadline - request.received)
+        aged = request.priority is Priority.BACKGROUND and self.stepped.now >= ages
+        return (Priority.NORMAL if aged else request.priority, request.deadline)
 
     def fate(self, part: Part) -> Fate:
         """Of its request."""
@@ -159,8 +168,12 @@ class Devices(RuleBasedStateMachine):
             with pytest.raises(QueueFullError):
                 self.room.put(request)
             return
+        try:
+            self.room.put(request)
+        except LateError:  # never with nothing before it: then a device would never be tried
+            assert waiting or self.running
+            return
         self.fates.append(Fate(request, set(range(samples))))
-        self.room.put(request)
         self.settle()
 
     @precondition(lambda self: self.running)
@@ -217,6 +230,8 @@ class Devices(RuleBasedStateMachine):
             return
         self.lanes = dict.fromkeys(self.lanes, lanes)
         made = {name: timers(self.curves[name])[model] for name in self.lanes}
+        for name, timer in made.items():
+            self.timers[name][model] = timer
         self.room.set_model(model, made, self.lanes)
         self.settle()
 
@@ -264,7 +279,7 @@ class Devices(RuleBasedStateMachine):
             if name in self.out:
                 assert self.stepped.asleep[name] <= self.out[name]
             while name not in self.trying and (work := self.stepped.take(name)) is not None:
-                batch_s = max(self.room.timer(m, name).service_s(cap) for m, cap in CAPS.items())
+                batch_s = max(self.timers[name][m].service_s(cap) for m, cap in CAPS.items())
                 assert slept <= batch_s + 1e-6, f"{name} slept although there was work: {work}"
                 self.got(name, work)
         self.settle()

@@ -11,13 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edged.latency import LatencyCurve
-from edged.serve.timer import (
-    MIN_ARRIVALS,
-    PHI_LIMITS,
-    RATE_WINDOW_S,
-    BatchTimer,
-    Waiting,
-)
+from edged.serve.arrivals import MIN_ARRIVALS, SHORTEST_WINDOW_S
+from edged.serve.service_time import PHI_LIMITS
+from edged.serve.timer import BatchTimer, Waiting
+from edged.serve.tuner import Choice, Replayed, Setting
 from tests.doubles.simulated_device import linear, waiting
 
 JUNK = (math.nan, math.inf, -math.inf)
@@ -128,6 +125,54 @@ def test_an_urgent_request_closes_at_once(
     assert decision.samples == min(samples, timer.cap)
 
 
+@st.composite
+def tuned(draw: st.DrawFn) -> tuple[BatchTimer, float]:
+    """A timer with a fresh choice of the tuner, whatever it is, and the time of the choice."""
+    timer, now = draw(situations(st.sampled_from([0.0, 2.0, 10.0])))
+    rate = (timer.tuning(now) or pytest.fail("no task")).trace
+    found = Replayed(0.01, 0.001, 0.02, 0.0)
+    setting = Setting(draw(st.integers(1, timer.cap)), draw(st.sampled_from([0.0, 1e-3, 0.1, 1e9])))
+    known = len(rate) / (now - rate[0]) if rate and now > rate[0] else 1.0
+    timer.tuned(now, Choice(setting, found, found, known, timer.phi, timer.price))
+    return timer, now
+
+
+@given(tuned(), queues, st.floats(-0.1, 1))
+def test_a_tuned_timer_never_waits_past_a_guard(
+    situation: tuple[BatchTimer, float], ages: list[float], left: float
+) -> None:
+    """A count and a timer from the tuner never outweigh the deadline, nor the tuner's own time."""
+    timer, now = situation
+    state = waiting([now - age for age in ages], deadline=now + left)
+    state = replace(state, oldest=now - max(ages))
+
+    decision = timer.decide(now, state)
+
+    if decision.samples:
+        assert (decision.samples, decision.at) == (min(len(ages), timer.cap), now)
+        return
+    one_more = min(len(ages) + 1, timer.cap)
+    assert now < decision.at <= state.deadline - timer.cautious_s(one_more) - timer.slack_s
+    setting = timer.setting(now)
+    if setting is not None:
+        assert len(ages) < setting.limit
+        assert decision.at <= state.oldest + setting.hold_s
+
+
+@given(tuned(), queues, st.floats(5.01, 100))
+def test_a_choice_that_is_old_is_not_gone_by(
+    situation: tuple[BatchTimer, float], ages: list[float], later: float
+) -> None:
+    """After five seconds the closed form decides again: at c = 0 nothing waits."""
+    timer, now = situation
+    timer.price = 0.0
+    now += later
+
+    assert timer.setting(now) is None
+    decision = timer.decide(now, replace(waiting([now - age for age in ages]), oldest=now - 1))
+    assert decision.samples == min(len(ages), timer.cap)
+
+
 # ------------------------------------------------------------------ bad values
 
 numbers = st.one_of(st.sampled_from(JUNK), st.floats(-10, 10), st.floats())
@@ -194,13 +239,22 @@ def test_a_queue_that_lies_makes_it_greedy(bad: dict[str, float]) -> None:
     assert timer.decide(now, replace(state, **bad)).samples == 2  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("price", [math.nan, math.inf, -1.0])
+@pytest.mark.parametrize("price", [math.nan, -1.0])
 def test_a_price_that_is_none_makes_it_greedy(price: float) -> None:
     """A price without meaning counts as 0."""
     timer, now, state = patient()
     timer.price = price
 
     assert timer.decide(now, state).samples == 2
+
+
+def test_an_infinite_price_without_a_deadline_makes_it_greedy() -> None:
+    """There is no end to wait for."""
+    timer, now, state = patient()
+    timer.price = math.inf
+
+    assert timer.decide(now, replace(state, deadline=math.inf)).samples == 2
+    assert timer.decide(now, state).samples == 0
 
 
 def test_after_a_jump_back_the_rate_is_learned_anew() -> None:
@@ -217,9 +271,12 @@ def test_after_a_jump_back_the_rate_is_learned_anew() -> None:
 # ------------------------------------------------------------------ formulas
 
 
-@given(histories.filter(bool), st.floats(1e-3, 1))
+dense = st.lists(st.tuples(st.floats(1e-4, 0.004), st.integers(1, 6)), min_size=1, max_size=60)
+
+
+@given(dense, st.floats(1e-3, 1))
 def test_rate_is_the_exponential_kernel(history: list[tuple[float, int]], later: float) -> None:
-    """The running estimate equals the sum over all arrivals, corrected for the short past."""
+    """Where arrivals are dense the estimate equals the sum over them, corrected for the past."""
     timer = BatchTimer(linear(0.01, 0.001), 8)
     times = list(np.cumsum([gap for gap, _ in history]))
     samples = [count for _, count in history]
@@ -228,13 +285,23 @@ def test_rate_is_the_exponential_kernel(history: list[tuple[float, int]], later:
     now = float(times[-1]) + later
 
     score = sum(
-        count * math.exp(-(now - time) / RATE_WINDOW_S)
+        count * math.exp(-(now - time) / SHORTEST_WINDOW_S)
         for time, count in zip(times, samples, strict=True)
     )
-    seen = -math.expm1(-(now - times[0]) / RATE_WINDOW_S)
-    expected = score / (RATE_WINDOW_S * seen) if sum(samples) >= MIN_ARRIVALS else 0
+    seen = -math.expm1(-(now - times[0]) / SHORTEST_WINDOW_S)
+    expected = score / (SHORTEST_WINDOW_S * seen) if sum(samples) >= MIN_ARRIVALS else 0
 
     assert timer.rate(now) == pytest.approx(expected, rel=1e-9)
+
+
+@given(st.floats(0.01, 3), st.integers(100, 200))
+def test_the_rate_of_rare_arrivals_is_seen(gap: float, count: int) -> None:
+    """One every few seconds is as well known as a thousand a second: the window follows."""
+    timer = BatchTimer(linear(0.01, 0.001), 8)
+    for number in range(count):
+        timer.arrived(number * gap, 1)
+
+    assert timer.rate((count - 1) * gap) == pytest.approx(1 / gap, rel=0.2)
 
 
 @given(situations(prices), st.floats(0, 0.3))

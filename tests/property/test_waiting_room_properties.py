@@ -19,12 +19,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from edged.errors import DrainingError, EdgedError, ExpiredError, QueueFullError
+from edged.errors import DrainingError, EdgedError, ExpiredError, LateError, QueueFullError
 from edged.latency import LatencyCurve
+from edged.serve import dispatch
 from edged.serve.admit import Admission
 from edged.serve.batch import WaitingRoom
+from edged.serve.dispatch import UrgentTraffic
+from edged.serve.model_queue import AGEING
 from edged.serve.request import Batch, Part, Priority, Receipt, ReplyTo, Request
-from edged.serve.timer import BatchTimer, Waiting
+from edged.serve.timer import BatchTimer, Decision, Waiting
 
 QUEUE_SAMPLES = 30
 LANES = {"x": 1, "y": 2}
@@ -58,10 +61,13 @@ class Record:
         """Samples that still wait."""
         return self.request.samples - self.taken
 
-    @property
-    def rank(self) -> tuple[int, float, int]:
-        """Its place in the total order."""
-        return (self.request.priority, self.request.deadline, self.number)
+    def rank(self, now: float) -> tuple[int, float, int]:
+        """Its place in the total order: a background request that has aged counts as normal."""
+        request = self.request
+        ages = request.received + AGEING * (request.deadline - request.received)
+        aged = request.priority is Priority.BACKGROUND and now >= ages
+        priority = Priority.NORMAL if aged else request.priority
+        return (priority, request.deadline, self.number)
 
 
 class Room(RuleBasedStateMachine):
@@ -71,10 +77,11 @@ class Room(RuleBasedStateMachine):
     def open(self) -> None:
         """Two models, two devices, nothing waits."""
         self.clock = Clock()
-        timers = {
+        self.timers = {
             name: BatchTimer(CURVE, cap, price=price) for name, (price, cap) in TIMERS.items()
         }
-        self.room = WaitingRoom(timers, Admission(QUEUE_SAMPLES).refusal, self.clock)
+        self.urgent = {name: UrgentTraffic() for name in TIMERS}
+        self.room = WaitingRoom(self.timers, Admission(QUEUE_SAMPLES).refusal, self.clock)
         for device, lanes in LANES.items():
             self.room.add_device(device, lanes)
         self.records: list[Record] = []
@@ -86,7 +93,7 @@ class Room(RuleBasedStateMachine):
     def waiting(self, model: str) -> list[Record]:
         """What waits for a model, in the order in which it must be served."""
         of_model = [r for r in self.records if r.request.model == model and r.left]
-        return sorted(of_model, key=lambda record: record.rank)
+        return sorted(of_model, key=lambda record: record.rank(self.clock.now))
 
     def overdue(self) -> list[Record]:
         """What may not be started any more."""
@@ -110,13 +117,44 @@ class Room(RuleBasedStateMachine):
                 w * r.request.received for w, r in zip(weights, queue, strict=True)
             ),
             newest=max(came),
-            deadline=min(r.request.deadline for r in queue),
+            deadline=min(r.request.deadline for r in queue) - self.blocking_s(model),
             urgent=any(r.request.priority is Priority.URGENT for r in queue),
+            oldest=min(r.request.received for r in queue),
         )
-        decision = self.room.timer(model).decide(self.clock.now, state)
+        decision = self.sized(model, self.timers[model].decide(self.clock.now, state), queue)
         if self.draining and not decision.samples:
-            return min(samples, TIMERS[model][1]), "drain"
+            return min(samples, self.cap(model)), "drain"
         return decision.samples, decision.reason.value
+
+    def blocking_s(self, model: str) -> float:
+        """How long a batch of the other model may hold a device."""
+        (other,) = set(TIMERS) - {model}
+        timer = self.timers[other]
+        waits = any(r.request.deadline > self.clock.now for r in self.waiting(other))
+        comes = timer.rate(self.clock.now) > dispatch.RARE
+        return timer.service_s(timer.cap) if waits or comes else 0.0
+
+    def sized(self, model: str, decision: Decision, queue: list[Record]) -> Decision:
+        """The timer's decision, bounded for urgent requests."""
+        now, cautious_s = self.clock.now, self.timers[model].cautious_s
+        urgent = [r for r in queue if r.request.priority is Priority.URGENT]
+        if urgent:
+            left_s = min(r.request.deadline for r in urgent) - now
+            return dispatch.beside_urgent(decision, sum(r.left for r in urgent), cautious_s, left_s)
+        cap, samples = self.cap(model), sum(record.left for record in queue)
+        return dispatch.limited(decision, Waiting(samples, 0, 0, 0, 0), cap, now)
+
+    def cap(self, model: str) -> int:
+        """Most samples in a batch without urgent ones."""
+        now, timer = self.clock.now, self.timers[model]
+        bears_s = min(
+            traffic.bears_s(now, self.timers[name].cautious_s, self.timers[name].slack_s)
+            for name, traffic in self.urgent.items()
+        )
+        (other,) = (self.timers[name] for name in TIMERS if name != model)
+        rest = 1 - other.rate(now) * other.service_s(other.cap) / other.cap
+        rate = timer.rate(now) / max(rest, dispatch.LEAST_REST)
+        return dispatch.blocking_cap(timer.cautious_s, timer.cap, bears_s, rate)
 
     def free(self, device: str) -> int:
         """Free lanes of a device."""
@@ -154,8 +192,15 @@ class Room(RuleBasedStateMachine):
         elif before + samples > QUEUE_SAMPLES:
             expected = QueueFullError
         if expected is None:
-            self.room.put(request)
+            try:
+                self.room.put(request)
+            except LateError:  # never with nothing before it
+                assert before or self.running
+                return
             self.records.append(Record(request, len(self.records)))
+            if priority is Priority.URGENT:
+                allowance_s = request.deadline - request.received
+                self.urgent[model].arrived(self.clock.now, samples, allowance_s)
             return
         with pytest.raises(expected):
             self.room.put(request)
@@ -185,12 +230,12 @@ class Room(RuleBasedStateMachine):
 
     def check(self, batch: Batch, due: dict[str, tuple[int, str]]) -> None:
         """The batch has the size, the order and the samples that it must have."""
-        earliest = {
-            model: min(record.request.deadline for record in self.waiting(model))
+        urgent = {
+            model: any(r.request.priority is Priority.URGENT for r in self.waiting(model))
             for model, (samples, _) in due.items()
             if samples
         }
-        assert earliest[batch.model] == min(earliest.values())
+        assert urgent[batch.model] == max(urgent.values())
         assert (batch.samples, batch.reason) == due[batch.model]
         assert 1 <= batch.samples <= TIMERS[batch.model][1]
         assert sum(part.samples for part in batch.parts) == batch.samples

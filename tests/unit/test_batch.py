@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from edged.errors import ExpiredError, QueueFullError
+from edged.errors import ExpiredError, PayloadTooLargeError
 from edged.latency import LatencyCurve
 from edged.serve.admit import Admission
 from edged.serve.batch import WaitingRoom
@@ -255,7 +255,7 @@ def test_a_refused_request_leaves_no_trace() -> None:
     """Neither the queue nor the arrival estimate knows of a request that was not let in."""
     sleeper = Sleeper()
 
-    with pytest.raises(QueueFullError):
+    with pytest.raises(PayloadTooLargeError):
         sleeper.room.put(make_request(101))
 
     assert sleeper.room.samples == 0
@@ -284,7 +284,8 @@ def test_an_urgent_request_goes_first() -> None:
 
 def test_many_threads_share_the_room() -> None:
     """Intake threads put while devices take and complete: every sample is run exactly once."""
-    room = WaitingRoom({"m": BatchTimer(CURVE, 4)}, Admission(10**6).refusal)
+    timer = BatchTimer(CURVE, 4)
+    room = WaitingRoom({"m": timer}, Admission(10**6).refusal)
     room.add_device("a", 2)
     room.add_device("b", 1)
     requests = [make_request(1 + number % 7) for number in range(300)]
@@ -319,4 +320,4 @@ def test_many_threads_share_the_room() -> None:
         numbers = [n for start, stop in ran[id(request)] for n in range(start, stop)]
         assert sorted(numbers) == list(range(request.samples))
     assert repr(room) == "<WaitingRoom 0 samples, free lanes: a 2, b 1>"
-    assert math.isfinite(room.timer("m").rate(time.monotonic()))
+    assert math.isfinite(timer.rate(time.monotonic()))

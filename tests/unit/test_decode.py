@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -45,6 +45,7 @@ class Model:
     input: tuple[InputSpec, ...]
     output: tuple[OutputSpec, ...]
     slo_ms: float = 500.0
+    freshness: Literal["all", "latest"] = "all"
 
 
 PAIR = Model(

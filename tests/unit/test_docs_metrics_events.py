@@ -14,7 +14,7 @@ from edged.daemon import RESULT_VALUES
 from edged.errors import BadResponseTopicError, InternalError, NoResponseTopicError
 from edged.events import EVENTS, Event, Stopping, Telemetry, cloud_event, json_bytes
 from edged.latency import LatencyCurve
-from edged.metrics import METRICS, SAMPLES, SECONDS, Metrics
+from edged.metrics import LATENESS, METRICS, SAMPLES, SECONDS, Metrics
 from edged.protocol import TELEMETRY_KINDS, Topics
 from edged.report.uplink import QUEUED_EVENTS
 from edged.serve.timer import BatchTimer, Reason
@@ -105,7 +105,7 @@ def test_the_buckets_are_the_code_s() -> None:
             assert bounds == ", ".join(f"{bound:g}" for bound in METRICS[name].buckets)
     listed = [name for names, _ in told for name in names]
     assert listed == [name for name, metric in METRICS.items() if metric.buckets]
-    assert {METRICS[name].buckets for name in listed} == {SAMPLES, SECONDS}
+    assert {METRICS[name].buckets for name in listed} == {SAMPLES, SECONDS, LATENESS}
 
 
 def test_the_example_is_what_the_service_publishes() -> None:
@@ -116,9 +116,18 @@ def test_the_example_is_what_the_service_publishes() -> None:
     metrics.count("replies_total", "digits", "429")
     for samples in (1, 2, 1):
         metrics.observe("batch_samples", samples, "digits")
-    timer = {"price": 0.0, "phi": 1.04, "rate": 118.2, "limit": 1}
+    timer = {
+        "price": 2.0, "phi": 1.04, "rate": 118.2, "limit": 2, "hold_ms": None, "tuned": 1,
+        "fallback": 0, "predicted_ms": 6.68, "achieved_ms": 6.71, "greedy_ms": 6.85,
+        "residual_p50": 0.002, "residual_p95": 0.061, "late_p99_ms": 0.12,
+        "closed_count": 58102, "closed_cap": 0, "closed_urgent": 0, "closed_deadline": 0,
+        "closed_gap": 26, "closed_budget": 6, "closed_tuner": 357, "closed_fallback": 0,
+        "closed_drain": 0,
+    }  # fmt: skip
     models = {"digits": {"cpu": timer}}
-    made = Telemetry(1790000000.5, 60.0, 2, 1, models, metrics.snapshot())
+    load = {"load": None, "temperature_c": None, "throttled": None, "low_power": None}
+    devices = {"cpu": load}
+    made = Telemetry(1790000000.5, 60.0, 2, 1, models, devices, metrics.snapshot())
 
     assert example(METRICS_PAGE, "The document") == json.loads(json_bytes(asdict(made)))
 

@@ -65,6 +65,7 @@ def test_every_topic_is_listed() -> None:
     """The table has each topic that `Topics` makes, and no other."""
     made = {
         TOPICS.infer("{model}"),
+        TOPICS.infer_class("{model}", "{class}"),
         TOPICS.infer_v3("{model}", "{client}", "{request}"),
         TOPICS.reply_v3("{model}", "{client}", "{request}"),
         TOPICS.reply("{client}"),
@@ -81,7 +82,10 @@ def test_every_topic_is_listed() -> None:
 def test_topics_has_no_member_that_this_test_does_not_know() -> None:
     """A new topic has to be added to the page and to the test above."""
     public = {name for name in dir(TOPICS) if not name.startswith("_")}
-    topics = {"infer", "infer_v3", "reply_v3", "reply", "status", "telemetry", "event", "dead"}
+    topics = {
+        "infer", "infer_class", "infer_v3", "reply_v3", "reply", "status", "telemetry", "event",
+        "dead",
+    }  # fmt: skip
     assert public == topics | {"root", "device", "base", "subscriptions", "parse_request"}
 
 
@@ -89,7 +93,7 @@ def test_topics_has_no_member_that_this_test_does_not_know() -> None:
     "word",
     [
         protocol.DEFAULT_ROOT, protocol.HEADER_LENGTH, protocol.STATUS, protocol.PRIORITY,
-        protocol.DEADLINE_MS, protocol.CLASSIFICATION, *protocol.TRACE_PROPERTIES,
+        protocol.DEADLINE_MS, protocol.CLASSIFICATION, protocol.SOURCE, *protocol.TRACE_PROPERTIES,
         *protocol.PRIORITIES, *protocol.REQUEST_CONTENT_TYPES, *protocol.STATES,
         *protocol.TELEMETRY_KINDS, *v2.DATATYPES, v2.BYTES, *(reason.value for reason in Reason),
     ],
@@ -105,6 +109,7 @@ def test_limits_are_the_codes() -> None:
     assert f"may have up to {protocol.MAX_RESPONSE_TOPIC_BYTES} bytes, no wildcard" in PAGE
     assert f"more than {protocol.MAX_SLASHES} slashes" in PAGE
     assert f"above {MAX_TRACE_CHARS} characters" in PAGE
+    assert f"is of, up to {protocol.MAX_SOURCE_CHARS} characters" in PAGE
     assert f"{ERROR_EXPIRY_S} seconds for an error" in PAGE
     assert f"any text up to {MAX_ID_BYTES} bytes" in PAGE
     assert f"at most {MAX_DEPTH} deep" in PAGE

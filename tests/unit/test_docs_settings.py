@@ -32,6 +32,7 @@ FIELDS = [(section, field) for section, fields in SECTIONS.items() for field in 
 MADE_UP = {
     "device.name", "broker.username", "broker.password", "broker.tls", "broker.ca_file",
     "broker.cert_file", "broker.key_file", "serve.models", "serve.reply_prefixes",
+    "timer.models",
 }  # fmt: skip
 
 

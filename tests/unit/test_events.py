@@ -38,7 +38,13 @@ EXAMPLES: tuple[Event, ...] = (
     Stopping(MOMENT, 3),
     Result(MOMENT, "digits", "a-1", 200, 1, 2.5, {"logits": [[0.1, 0.9]], "large": None}),
     Telemetry(
-        MOMENT, 60.0, 0, 0, {"digits": {"cpu": {"phi": 1.0}}}, {"arrivals_total": [{"value": 1}]}
+        MOMENT,
+        60.0,
+        0,
+        0,
+        {"digits": {"cpu": {"phi": 1.0}}},
+        {"cpu": {"load": None}},
+        {"arrivals_total": [{"value": 1}]},
     ),
 )
 

@@ -99,3 +99,108 @@ def test_an_empty_queue_leaves_no_rounding_error() -> None:
     assert queue.waiting().weight == 0.0
     assert queue.waiting().arrival_weight == 0.0
     assert queue.deadline == math.inf
+
+
+def test_the_earliest_deadline_is_known_whatever_left_before() -> None:
+    """Taken, expired and superseded requests leave no moment behind."""
+    queue = ModelQueue(4)
+    for number in range(300):
+        queue.put(part(left_s=300.0 - number), number)
+        queue.take(1)
+    queue.put(part(left_s=7.0), 1000)
+
+    assert queue.deadline == NOW + 7
+    assert len(queue._deadlines._heap) < 100
+    assert queue.expire(NOW + 6) == []
+
+
+# ------------------------------------------------------------------ ageing
+
+
+def test_background_that_used_up_half_its_time_goes_among_the_normal_ones() -> None:
+    """By its deadline, so that it is not passed by until it expires; urgent ones stay before it."""
+    queue = ModelQueue(8)
+    old = part(priority=Priority.BACKGROUND, left_s=10)
+    normal, urgent = part(left_s=20), part(left_s=90, priority=Priority.URGENT)
+    for number, each in enumerate((normal, old, urgent)):
+        queue.put(each, number)
+
+    queue.age(NOW + 4.9)
+    assert repr(queue) == "<ModelQueue 3 samples: 1 urgent, 1 normal, 1 background>"
+    queue.age(NOW + 5)
+
+    assert queue.take(8) == (urgent, old, normal)
+
+
+def test_background_without_a_deadline_does_not_age() -> None:
+    """It can wait for ever."""
+    queue = ModelQueue(8)
+    queue.put(part(priority=Priority.BACKGROUND), 0)
+
+    queue.age(NOW + 1e9)
+
+    assert repr(queue) == "<ModelQueue 1 samples: 0 urgent, 0 normal, 1 background>"
+
+
+# ------------------------------------------------------------------ freshness
+
+
+def frame(source: str, samples: int = 1, left_s: float = 9.0, came: float = NOW) -> Part:
+    """A whole request of a source."""
+    request = make_request(came, samples, left_s=left_s)
+    object.__setattr__(request, "source", source)
+    return Part(request, 0, samples)
+
+
+def test_a_newer_request_supersedes_that_of_its_source() -> None:
+    """Only what waits of the same source, as a whole."""
+    queue = ModelQueue(8)
+    first, other, second = frame("a", 2), frame("b"), frame("a", 3)
+
+    assert queue.put(first, 0) == ()
+    assert queue.put(other, 1) == ()
+    assert queue.replaceable(second.request) == 2
+    assert queue.put(second, 2) == (first,)
+
+    assert queue.samples == 4
+    assert queue.take(8) == (second, other)
+
+
+def test_what_has_begun_is_not_superseded() -> None:
+    """Some of its samples run: the rest is run too."""
+    queue = ModelQueue(8)
+    queue.put(frame("a", 4), 0)
+    queue.take(2)
+    queue.put(Part(make_request(NOW), 0, 1), 1)
+
+    assert queue.put(frame("a", 1), 2) == ()
+    assert queue.samples == 4
+
+
+def test_what_has_left_is_not_superseded() -> None:
+    """Run, expired and returned requests are no older ones of their source."""
+    queue = ModelQueue(8)
+    run = frame("a")
+    queue.put(run, 0)
+    queue.take(1)
+    queue.put(frame("b", left_s=1.0), 1)
+    queue.expire(NOW + 1)
+    queue.put(Part(run.request, 0, 1, 1), -5)
+
+    assert queue.put(frame("a"), 2) == ()
+    assert queue.put(frame("b"), 3) == ()
+    assert queue.samples == 3
+
+
+def test_a_source_that_sends_often_keeps_its_place() -> None:
+    """The newer frame stands where the older one stood, and expires by its own deadline."""
+    queue = ModelQueue(8)
+    slow, fast = frame("slow", left_s=10.0), frame("fast", left_s=9.0)
+    queue.put(slow, 0)
+    queue.put(fast, 1)
+    newer = frame("fast", left_s=9.0, came=NOW + 5)
+    queue.put(newer, 2)
+
+    assert queue.deadline == NOW + 10
+    assert queue.expire(NOW + 9.5) == []
+    assert queue.take(1) == (newer,)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from edged.errors import ConfigError
 from edged.recipe import (
     CalibrateOptions,
     EngineOptions,
     InputSpec,
+    LengthSpec,
     ModelInfo,
     OutputSpec,
     QuantizeOptions,
@@ -163,3 +165,50 @@ def test_docs_have_every_section_of_a_recipe() -> None:
     """A new section of the recipe must be documented too."""
     known = {section.strip("[]") for section in SECTIONS}
     assert known == set(Recipe.model_fields) - {"name", "folder"}
+
+
+def test_docs_list_the_fields_of_an_input_of_variable_length() -> None:
+    """The table below the heading has each of them."""
+    text = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
+    table = re.split(r"\n#{2,3} ", text.split("### `[input.length]`", 1)[1])[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(LengthSpec.model_fields)
+
+
+def variable(**more: Any) -> InputSpec:
+    """An input with an axis of variable length."""
+    fields: dict[str, Any] = {"name": "x", "datatype": "FP32", "shape": (16, 4), "length": {}}
+    return InputSpec(**(fields | more))
+
+
+def test_lengths_are_padded_to_buckets() -> None:
+    """By default an eighth, a quarter and half of the largest length; the smallest that fits."""
+    assert variable().buckets == (2, 4, 8, 16)
+    assert variable(length=LengthSpec(buckets=(5,))).buckets == (5, 16)
+    assert [variable().bucket(length) for length in (1, 2, 3, 9, 16)] == [2, 2, 4, 16, 16]
+    assert variable(length=LengthSpec(axis=1)).buckets == (1, 2, 4)
+    assert variable(length=None).buckets == ()
+    assert variable(transpose=(1, 0)).model_axis == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"length": {"axis": 2}}, "length needs an axis"),
+        ({"length": {"buckets": (0, 4)}}, "must lie within 1 and max_length 16"),
+        ({"length": {"buckets": (17,)}}, "must lie within 1 and max_length 16"),
+        ({"length": {"axis": 1}, "scale": (1.0, 2.0, 3.0, 4.0)}, "cannot differ along the axis"),
+    ],
+)
+def test_lengths_that_make_no_sense_are_refused(fields: dict[str, Any], why: str) -> None:
+    """The message names the field and what was allowed."""
+    with pytest.raises(ValidationError, match=why):
+        variable(**fields)
+
+
+@pytest.mark.parametrize(("axis", "labels"), [(2, ()), (1, ("a", "b"))])
+def test_an_output_has_its_length_on_an_axis_without_labels(
+    axis: int, labels: tuple[str, ...]
+) -> None:
+    """One that exists."""
+    with pytest.raises(ValidationError, match="length_axis"):
+        OutputSpec(name="y", shape=(8, 2), length_axis=axis, labels=labels)

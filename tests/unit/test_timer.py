@@ -9,6 +9,7 @@ import pytest
 
 from edged.latency import LatencyCurve
 from edged.serve.timer import BatchTimer, Decision, Reason, Waiting
+from edged.serve.tuner import Choice, Replayed, Setting
 
 # A batch of b takes 10 ms + 1 ms b.
 CURVE = LatencyCurve((1, 2, 4, 8, 16), (0.011, 0.012, 0.014, 0.018, 0.026))
@@ -139,3 +140,147 @@ def test_repr_is_a_sentence() -> None:
     timer.arrived(NOW, 3)
 
     assert repr(timer) == "<BatchTimer price 2.5, phi 1.00, 3 samples seen, cap 16>"
+
+
+# ------------------------------------------------------------------ the tuner, modes, and harm
+
+
+def chosen(timer: BatchTimer, setting: Setting, **replayed: float) -> Choice:
+    """A choice of this setting for the rate, device and price of a timer at `NOW`."""
+    found = Replayed(0.02, 0.004, 0.05)
+    greedy = replace(found, **replayed)
+    return Choice(setting, found, greedy, 200.0, timer.phi, timer.price)
+
+
+def test_the_tuner_s_count_and_timer_close_a_batch() -> None:
+    """While the choice is fresh: the count, or the time since the oldest came."""
+    timer = warm(2)
+    timer.tuned(NOW, chosen(timer, Setting(5, 0.030)))
+    waits = replace(queue(2, age=0.010), oldest=NOW - 0.010)
+
+    assert timer.limit(NOW) == 5
+    decision = timer.decide(NOW, waits)
+    assert (decision.samples, decision.reason) == (0, Reason.TUNER)
+    assert decision.at == pytest.approx(NOW + 0.020)
+    five = replace(queue(5), oldest=NOW)
+    assert timer.decide(NOW, five) == Decision(5, NOW, Reason.COUNT)
+
+
+def test_a_count_without_a_timer_is_not_waited_for_without_end() -> None:
+    """Four times as long as collecting it takes on average, then the gap is what closes it."""
+    timer = warm(2)
+    timer.tuned(NOW, chosen(timer, Setting(5)))
+
+    decision = timer.decide(NOW, replace(queue(2), oldest=NOW))
+
+    assert decision.reason is Reason.GAP
+    assert decision.at == pytest.approx(NOW + 4 * 5 / 200)
+
+
+def test_without_the_oldest_the_closed_form_decides() -> None:
+    """The tuner's timer runs from the oldest request; unknown, it is not used."""
+    timer = warm(2)
+    timer.tuned(NOW, chosen(timer, Setting(5, 0.030)))
+
+    assert timer.decide(NOW, queue(3)) == Decision(3, NOW, Reason.COUNT)
+
+
+@pytest.mark.parametrize("rate", [45.0, 900.0])
+def test_a_choice_for_another_rate_is_not_gone_by(rate: float) -> None:
+    """Arrivals that moved by more than a factor of two need another one."""
+    timer = warm(2)
+    timer.tuned(NOW, replace(chosen(timer, Setting(5)), rate=rate))
+
+    assert timer.setting(NOW) is None
+    assert timer.limit(NOW) == 3
+
+
+def test_use_the_slo_waits_for_the_deadline_guard_alone() -> None:
+    """At an infinite price the batch closes when it is full, or as late as the deadline allows."""
+    timer = warm(math.inf)
+
+    assert timer.limit(NOW) == 16
+    assert timer.tuning(NOW) is None
+    decision = timer.decide(NOW, queue(12, left=0.2))
+    assert (decision.samples, decision.reason) == (0, Reason.DEADLINE)
+    assert decision.at == pytest.approx(NOW + 0.2 - timer.cautious_s(13) - timer.slack_s)
+
+
+def test_a_stepped_curve_takes_full_buckets() -> None:
+    """Of 5 that wait 4 are run where the fifth would cost as much as 8; of 7, all."""
+    curve = LatencyCurve((1, 2, 4, 8, 16), (0.005, 0.005, 0.006, 0.01, 0.018), stepped=True)
+    timer = BatchTimer(curve, 16)
+
+    assert timer.decide(NOW, queue(5)) == Decision(4, NOW, Reason.COUNT)
+    assert timer.decide(NOW, queue(7)) == Decision(7, NOW, Reason.COUNT)
+
+
+def serve(timer: BatchTimer, batches: int, samples: int, *, late: bool = False) -> None:
+    """So many batches that had been held back; they end late or in time."""
+    waiting = replace(queue(samples, left=0.001 if late else 60.0), oldest=NOW)
+    for _ in range(batches):
+        timer.started(NOW, waiting, Decision(samples, NOW, Reason.TUNER))
+        timer.completed(samples, CURVE(samples))
+
+
+def test_waiting_that_does_not_pay_ends() -> None:
+    """Larger batches were promised and did not come, the tail is longer: a minute of greedy."""
+    timer = warm(2)
+    serve(timer, 400, 1)
+    choice = chosen(timer, Setting(5, 0.030), device_s=0.011, p99_s=0.02)
+    for _ in range(4):
+        assert not timer.distrusted(NOW)
+        timer.tuned(NOW, choice)
+
+    assert timer.distrusted(NOW)
+    decision = timer.decide(NOW, replace(queue(1), oldest=NOW))
+    assert decision == Decision(1, NOW, Reason.FALLBACK)
+    assert not timer.distrusted(NOW + 61)
+
+
+def test_waiting_that_pays_goes_on() -> None:
+    """The batches are as large as promised: a longer tail is what the price buys."""
+    timer = warm(2)
+    serve(timer, 400, 4)
+    for _ in range(10):
+        timer.tuned(NOW, chosen(timer, Setting(5, 0.030), device_s=0.011, p99_s=0.02))
+
+    assert not timer.distrusted(NOW)
+
+
+def test_holding_batches_past_their_deadline_ends() -> None:
+    """Seven in a row that were held back and ended late are enough."""
+    timer = warm(2)
+    serve(timer, 6, 1, late=True)
+    assert not timer.distrusted(NOW)
+    serve(timer, 3, 1, late=True)
+
+    assert timer.distrusted(NOW)
+
+
+def test_late_alarms_are_allowed_for() -> None:
+    """What is kept free before a deadline grows with lateness; too much of it ends waiting."""
+    timer = BatchTimer(CURVE, 16, price=10, slo_s=0.1)
+    for _ in range(32):
+        timer.woke(0.010)
+
+    assert timer.kept_free_s == pytest.approx(0.011)
+    for _ in range(300):
+        timer.woke(0.030)
+    serve(timer, 1, 1)
+    assert timer.distrusted(NOW)
+
+
+def test_the_state_says_why() -> None:
+    """Setting, what it promises, what came of it, and how often each rule closed a batch."""
+    timer = warm(2)
+    serve(timer, 400, 4)
+    timer.tuned(NOW, chosen(timer, Setting(5, 0.030)))
+
+    state = timer.state(NOW)
+
+    assert (state["limit"], state["hold_ms"], state["tuned"], state["fallback"]) == (5, 30.0, 1, 0)
+    assert (state["predicted_ms"], state["greedy_ms"]) == (20.0, 20.0)
+    assert state["achieved_ms"] == pytest.approx(1e3 * (CURVE(4) + 2 * CURVE(4) / 4))
+    assert (state["closed_tuner"], state["closed_count"]) == (400, 0)
+    assert math.isnan(warm(2).state(NOW)["predicted_ms"])

@@ -36,7 +36,8 @@ class Channel:
         return self.takes
 
     def _telemetry(self) -> Telemetry:
-        return Telemetry(5.0, 60.0, 2, 3, {"digits": {"rate": math.nan}}, self.metrics.snapshot())
+        models = {"digits": {"rate": math.nan}}
+        return Telemetry(5.0, 60.0, 2, 3, models, {}, self.metrics.snapshot())
 
     def next(self) -> tuple[str, dict[str, object]]:
         """What was sent next."""
@@ -126,6 +127,7 @@ def test_telemetry_goes_out_at_the_interval() -> None:
             "outstanding": 2,
             "waiting_samples": 3,
             "models": {"digits": {"rate": None}},
+            "devices": {},
             "metrics": {"arrivals_total": [{"value": 1}]},
         }
     channel.uplink.stop(PATIENCE_S)

@@ -1,0 +1,149 @@
+"""What the waiting room knows of one device: its lanes, its timers, and until when it is busy."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+
+from edged.serve import dispatch
+from edged.serve.dispatch import Prospect, UrgentTraffic
+from edged.serve.model_queue import ModelQueue
+from edged.serve.timer import BatchTimer, Decision
+
+
+class Occupancy:
+    """One device as the waiting room sees it. Pure; the room's lock guards it.
+
+    Attributes:
+        lanes: batches that may be on it at once.
+        free: lanes of which nothing is known to run.
+        timers: by queue.
+        closes: by queue, when its batch closes or closed, as far as it was asked.
+        retry_at: set while the device is out.
+
+    Args:
+        lanes: batches that may be on it at once.
+        timers: by queue.
+        lead_s: with a batch running, the next one is closed so long before that one ends.
+    """
+
+    def __init__(self, lanes: int, timers: Mapping[str, BatchTimer], lead_s: float) -> None:
+        self.lanes = self.free = lanes
+        self.timers = dict(timers)
+        self.closes: dict[str, float] = {}
+        self.retry_at: float | None = None
+        self._lead_s = lead_s
+        self._busy_until = -math.inf
+        self._expected: deque[float] = deque()  # seconds of each batch that runs, oldest first
+
+    def __repr__(self) -> str:
+        return f"<Occupancy {self.free} of {self.lanes} lanes free>"
+
+    def started(self, now: float, queue: str, samples: int) -> None:
+        """A batch occupies a lane."""
+        self.free -= 1
+        service_s = self.timers[queue].service_s(samples)
+        self._expected.append(service_s)
+        self._busy_until = max(now, self._busy_until) + service_s
+
+    def ended(self, now: float) -> None:
+        """A batch left: no error of earlier predictions outlives it."""
+        self.free += 1
+        self._expected.popleft()
+        self._busy_until = min(self._busy_until, now + sum(self._expected))
+
+    def resize(self, lanes: int) -> None:
+        """Another number of lanes, of which those that are busy stay busy."""
+        self.free += lanes - self.lanes
+        self.lanes = lanes
+
+    def earliest(self, now: float) -> float:
+        """When its next batch may be closed: with one running, just before that one ends."""
+        if self.free == self.lanes:
+            return now
+        return max(now, self._busy_until - self._lead_s)
+
+    def prospect(self, now: float, queue: str) -> Prospect:
+        """What it has before it, at the least; a device that is late may be free at once."""
+        timer = self.timers[queue]
+        busy_s = max(0.0, self._busy_until - now) if self.free < self.lanes else 0.0
+        slots = max(1, self.free) if math.isinf(self._lead_s) else 1
+        # With no lane free the first of those that run has to end; else the lead counts.
+        ends_s = sum(list(self._expected)[1:]) if self.free <= 0 else self._lead_s
+        opens_s = max(0.0, busy_s - ends_s)
+        return Prospect(slots, opens_s, busy_s, timer.service_s(timer.cap))
+
+    def clear_s(self, now: float, queue: str, samples: int) -> float:
+        """Seconds until it would have done so many samples by itself.
+
+        A device that is late is taken to need as long again as it is late.
+        """
+        timer = self.timers[queue]
+        full, rest = divmod(samples, timer.cap)
+        work = full * timer.service_s(timer.cap) + (timer.service_s(rest) if rest else 0.0)
+        return work + (abs(self._busy_until - now) if self.free < self.lanes else 0.0)
+
+    # -------------------------------------------------------------- how large a batch
+
+    def sized(
+        self,
+        name: str,
+        queues: Mapping[str, ModelQueue],
+        urgent: Mapping[str, UrgentTraffic],
+        now: float,
+    ) -> tuple[Decision, int]:
+        """The decision of a queue's timer, its size bounded for urgent requests; and the bound.
+
+        Args:
+            name: of the queue.
+            queues: all of them.
+            urgent: what urgent requests need, by queue.
+            now: monotonic seconds.
+        """
+        timer, queue = self.timers[name], queues[name]
+        waiting = queue.waiting(earlier_s=self._blocking_s(name, queues, now))
+        decision = timer.decide(now, waiting)
+        samples, deadline = queue.urgent
+        if samples:
+            decision = dispatch.beside_urgent(decision, samples, timer.cautious_s, deadline - now)
+            return decision, queue.cap
+        cap = self._blocking_cap(name, urgent, now)
+        return dispatch.limited(decision, waiting, cap, now), cap
+
+    def _blocking_s(self, name: str, queues: Mapping[str, ModelQueue], now: float) -> float:
+        """The longest batch of another queue that the device may have begun by then."""
+        if len(self.timers) == 1:
+            return 0.0
+        return max(
+            (
+                timer.service_s(timer.cap)
+                for other, timer in self.timers.items()
+                if other != name and (queues[other].samples or timer.rate(now) > dispatch.RARE)
+            ),
+            default=0.0,
+        )
+
+    def _blocking_cap(self, name: str, urgent: Mapping[str, UrgentTraffic], now: float) -> int:
+        """Most samples in a batch of a queue in which nothing urgent waits."""
+        timer = self.timers[name]
+        if not urgent:
+            return timer.cap
+        bears_s = min(
+            (
+                traffic.bears_s(now, self.timers[other].cautious_s, self.timers[other].slack_s)
+                for other, traffic in urgent.items()
+                if other in self.timers
+            ),
+            default=math.inf,
+        )
+        if math.isinf(bears_s):
+            return timer.cap
+        rest = 1 - sum(self._least_share(other, now) for other in self.timers if other != name)
+        rate = timer.rate(now) / max(rest, dispatch.LEAST_REST)
+        return dispatch.blocking_cap(timer.cautious_s, timer.cap, bears_s, rate)
+
+    def _least_share(self, queue: str, now: float) -> float:
+        """Share of its time that one queue takes at the least, in full batches."""
+        timer = self.timers[queue]
+        return timer.rate(now) * timer.service_s(timer.cap) / timer.cap
