@@ -62,11 +62,23 @@ bench-timer: $(VENV)/.dev ## simulate the batch timer against optima and other r
 	OPENBLAS_NUM_THREADS=1 $(PY) -m tests.bench.batching tests/bench/results/batching.json
 	$(PY) -m tests.bench.batching_table --write
 
+.PHONY: bench-outbox
+bench-outbox: $(VENV)/.dev ## measure the outbox: rates, a day offline, a thousand times kill -9; JSON into .cache
+	@mkdir -p .cache
+	$(PY) -m tests.bench.outbox_kills --kills 1000 .cache/outbox_kills.json
+	$(PY) -m tests.bench.outbox --folder .cache .cache/outbox.json
+
+.PHONY: bench-reporting
+bench-reporting: $(VENV)/.dev ## measure what reporting costs a request, a desired change, a backlog; JSON into .cache
+	@mkdir -p .cache
+	$(PY) tests/bench/reporting.py .cache/reporting.json
+
 # ------------------------------------------------------------------------------ work on it
 
 .PHONY: setup check fix format-check lint types layers test test-integration test-e2e test-gpu
 setup: $(VENV)/.dev ## virtual environment with everything that development needs, and mosquitto
 	@.ci/system-package mosquitto || echo "edged: without mosquitto test-integration and test-e2e fail"
+	@.ci/system-package chromium || echo "edged: without chromium the build report is not opened in a browser"
 
 check: setup format-check lint types layers test test-integration test-e2e ## exactly what continuous integration runs
 

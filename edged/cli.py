@@ -17,6 +17,7 @@ from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
 from edged import __version__  # noqa: E402
+from edged.cli_engines import add_actions  # noqa: E402
 from edged.errors import ConfigError, EdgedError  # noqa: E402
 
 if TYPE_CHECKING:
@@ -54,11 +55,13 @@ def _parser() -> argparse.ArgumentParser:
         _add_serve,
         _add_build,
         _add_verify,
+        _add_engines,
         _add_infer,
         _add_bench,
         _add_top,
         _add_simulate,
         _add_doctor,
+        _add_outbox,
         _add_demo,
     ):
         add(commands)
@@ -101,6 +104,26 @@ def _serve(options: argparse.Namespace) -> int:
     return serve(_settings(options), options.config, _BEGAN)
 
 
+def _add_outbox(commands: Any) -> None:
+    parser = commands.add_parser("outbox", help="say what waits to be reported, or was refused")
+    parser.add_argument("--path", type=Path, help="folder of the outbox (outbox.path)")
+    parser.add_argument(
+        "--requeue", metavar="ID", help="send messages in quarantine again: ids with commas, or all"
+    )
+    parser.add_argument("--export", metavar="FILE", help="write all as JSON lines; - is stdout")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.set_defaults(run=_outbox)
+
+
+def _outbox(options: argparse.Namespace) -> int:
+    from edged import outbox_command
+
+    folder = options.path or _settings(options).outbox.path
+    return outbox_command.run(
+        outbox_command.OutboxOptions(folder, options.requeue, options.export, options.json)
+    )
+
+
 def _add_doctor(commands: Any) -> None:
     parser = commands.add_parser("doctor", help="say what is missing for serving on this machine")
     parser.add_argument("--engines", type=Path, help="folder of models (paths.engines)")
@@ -125,13 +148,18 @@ def _add_build(commands: Any) -> None:
     _add_model_folders(parser)
     parser.add_argument("--force", action="store_true", help="build although nothing has changed")
     parser.add_argument(
+        "--sensitivity",
+        action="store_true",
+        help="build nothing; rank the layers by what each costs in INT8; ended, it goes on later",
+    )
+    parser.add_argument(
         "--runner",
         choices=("auto", "onnx", "tensorrt"),
         default="auto",
         help="what the engine is for; auto: TensorRT where there is a GPU, else ONNX Runtime",
     )
     parser.add_argument(
-        "--precision", choices=("int8", "fp16", "fp32"), help="instead of the recipe's"
+        "--precision", choices=("auto", "int8", "fp16", "fp32"), help="instead of the recipe's"
     )
     _add_device(parser)
     parser.set_defaults(run=_build)
@@ -155,10 +183,30 @@ def _add_model_folders(parser: argparse.ArgumentParser) -> None:
 
 
 def _say(sentence: str, share: float) -> None:
-    print(f"{share:4.0%}  {sentence}", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():  # one line that is drawn over again; else a line each, as logs want it
+        bar = "#" * round(20 * share) + "." * (20 - round(20 * share))
+        end = "\n" if share >= 1 else ""
+        print(
+            f"\r\x1b[K[{bar}] {share:4.0%}  {sentence[:90]}", end=end, file=sys.stderr, flush=True
+        )
+    else:
+        print(f"{share:4.0%}  {sentence}", file=sys.stderr, flush=True)
+
+
+def _scan(options: argparse.Namespace) -> int:
+    from edged.build.scan import scan_model
+
+    paths = _settings(options).paths
+    costs = scan_model(options.model, engines=paths.engines, calib=paths.calib, progress=_say)
+    print(f"{'loss':>8} {'SQNR, dB':>9}  layer, alone in INT8, costliest first")
+    for cost in costs:
+        print(f"{cost.loss:8.4f} {cost.sqnr_db:9.1f}  {cost.node}")
+    return 0
 
 
 def _build(options: argparse.Namespace) -> int:
+    if options.sensitivity:
+        return _scan(options)
     from edged.build.pipeline import build_model
 
     paths = _settings(options).paths
@@ -184,6 +232,7 @@ def _build(options: argparse.Namespace) -> int:
     )
     for note in manifest.notes:
         print(f"note: {note}")
+    print(f"report: {result.engine.path.with_name('report.html')}")
     _print_verdict(manifest.verdict)
     return 0
 
@@ -201,6 +250,27 @@ def _verify(options: argparse.Namespace) -> int:
     )
     _print_verdict(verdict)
     return 0 if verdict.passed else 1
+
+
+def _add_engines(commands: Any) -> None:
+    parser = commands.add_parser("engines", help="list, verify, roll back and prune built engines")
+    parser.set_defaults(run=_engines)
+    add_actions(parser)
+
+
+def _engines(options: argparse.Namespace) -> int:
+    from edged import engines
+
+    return engines.run(
+        engines.EnginesOptions(
+            store=_settings(options).paths.engines,
+            action=options.action,
+            models=options.models,
+            run=options.run_golden,
+            device=options.device,
+            json=options.json,
+        )
+    )
 
 
 def _print_verdict(verdict: Verdict) -> None:

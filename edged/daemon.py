@@ -19,20 +19,17 @@ from pathlib import Path
 from types import FrameType
 
 from edged import __version__, logs, sd_notify
+from edged.control import Control, ControlPorts, Parts
 from edged.engine_store import EngineStore
-from edged.errors import ConfigError
-from edged.events import (
-    Disconnected,
-    Event,
-    Result,
-    Started,
-    Stopping,
-    Telemetry,
-)
+from edged.errors import EdgedError
+from edged.events import Degraded, Disconnected, Event, Started, Stopping
 from edged.metrics import Metrics
 from edged.protocol import Topics
+from edged.rebuild import Rebuilds, build_command
+from edged.report.configuration import ConfigurationPorts, settings_at_start
+from edged.report.pipeline import Beginning, ReportLine, ServicePorts
+from edged.report.policy import Answered
 from edged.report.status import Status
-from edged.report.uplink import Uplink
 from edged.serve.admit import Admission
 from edged.serve.batch import WaitingRoom
 from edged.serve.decode import Decoder, Limits
@@ -52,8 +49,6 @@ LOOK_S = 0.5
 SWITCH_INTERVAL_S = 0.0005
 """Interpreter lock hand-over; the default of 5 ms let one busy thread move paho's p50 from 0.9 to
 6.0 ms on two cores, this one to 3.0 ms (docs/benchmarks.md)."""
-RESULT_VALUES = 256
-"""A result event carries outputs of up to so many values."""
 
 
 def serve(settings: Settings, file: Path | None, began: float) -> int:
@@ -68,11 +63,12 @@ def serve(settings: Settings, file: Path | None, began: float) -> int:
         The exit code: 0 stopped with everything answered, 69 no model can be served, 70 a fault
         inside, 75 the drain limit cut requests off.
     """
-    logs.configure(settings.log.level, settings.log.format)
+    started, desired = settings_at_start(settings)
+    logs.configure(started.log.level, started.log.format)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     threading.excepthook = _end_process
     sd_notify.notify(status="loading models")
-    return Service(settings, file).run(began)
+    return Service(Beginning(settings, started, desired), file).run(began)
 
 
 def _end_process(fault: threading.ExceptHookArgs) -> None:
@@ -86,18 +82,20 @@ def _end_process(fault: threading.ExceptHookArgs) -> None:
 class Service:
     """One run of the daemon."""
 
-    def __init__(self, settings: Settings, file: Path | None) -> None:
-        self._settings = settings
+    def __init__(self, beginning: Beginning, file: Path | None) -> None:
+        settings = beginning.started
         self._file = file
         self._topics = topics = Topics(settings.device.root, settings.device.name)
         self._metrics = metrics = Metrics()
         self._host = host = ModelHost(EngineStore(settings.paths.engines), settings.serve)
-        self._status = Status(lambda: tuple(host.models))
+        self._status = Status(lambda: tuple(host.models), host.engines)
+        command = build_command(settings.paths.engines, settings.paths.calib, file)
+        self._rebuilds = Rebuilds(command, enabled=settings.serve.rebuild)
         self._room = WaitingRoom({}, Admission(settings.serve.queue_samples).refusal)
         self._down_since: float | None = None
-        self._began = time.monotonic()
         # Put from a signal handler: an Event would take a lock that this thread may hold.
         self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._out: tuple[str, ...] = ()  # devices that were out when it was told last
         self._stops = 0
         self._reload = False
         self._engines_due = False
@@ -140,13 +138,27 @@ class Service:
             ),
             metrics,
         )
-        self._uplink = Uplink(
+        parts = Parts(host, self._room, devices, pipeline, self._link, metrics)
+        self._control = control = Control(
+            parts, ControlPorts(self._wake, self._ask_reload, self._emit)
+        )
+        self._reports = ReportLine(
+            beginning,
             topics,
-            self._publish_report,
-            self._telemetry,
-            settings.report.telemetry_interval_s,
+            self._status,
+            ServicePorts(
+                self._publish_report,
+                control.tell_state,
+                ConfigurationPorts(self._apply, control.check, control.versions),
+                control.commands(),
+            ),
             metrics,
         )
+        control.uplink = self._reports.numbers
+
+    @property
+    def _settings(self) -> Settings:
+        return self._reports.configuration.effective
 
     # -------------------------------------------------------------- from start to end
 
@@ -157,6 +169,9 @@ class Service:
             return self._nothing_to_serve()
         self._link.start(subscribe=False)  # it connects while models are warmed
         early = self._devices.load(lambda: self._stops > 0)
+        asked = self._host.outdated
+        if not self._host.models and self._rebuilds.wait(asked, lambda: self._stops > 0):
+            early += self._devices.load(lambda: self._stops > 0)
         if self._stops or not self._host.models:
             self._link.stop(self._status.document("offline", self._link.epoch))
             return os.EX_OK if self._stops else self._nothing_to_serve()
@@ -167,7 +182,7 @@ class Service:
         self._devices.start_tuning(self._settings.timer)
         gc.collect()
         gc.freeze()  # what is loaded stays; no collection needs to look at it again
-        self._uplink.start()
+        self._reports.start()
         self._wait_until_ready(began, early)
         fault = self._watch()
         return self._fail(fault) if fault else self._end()
@@ -196,7 +211,7 @@ class Service:
         sd_notify.notify(ready=True, status=self._sentence())
         log.info("ready", extra={"models": names, "offline": offline, "seconds": took})
         for event in (*early, Started(time.time(), __version__, names, offline, took)):
-            self._uplink.emit(event)
+            self._reports.emit(event)
 
     def _watch(self) -> str | None:
         """Looks after the threads until a signal comes; the reason if one of them failed."""
@@ -217,14 +232,21 @@ class Service:
             if self._reload:
                 self._reload = False
                 self._read_settings_again()
-                self._engines_due = True
+                self._engines_due = True  # also where no setting changed
+            self._engines_due |= self._rebuilds.look(self._host.outdated)
             self._load_due_engines()
         return None
 
     def _tell_state(self) -> None:
-        out = sorted(self._devices.faults)
+        out = tuple(sorted(self._devices.faults))
+        if out != self._out:
+            self._out = out
+            self._reports.emit(Degraded(time.time(), out))
         progress = ", ".join(f"{name} failed" for name in out)
-        if self._status.change("degraded" if out else "online", progress):
+        state = "degraded" if out else "online"
+        if self._control.held:
+            state, progress = "draining", "by command, until it is resumed"
+        if self._status.change(state, progress):
             self._publish_status()
             sd_notify.notify(status=self._sentence())
 
@@ -235,15 +257,15 @@ class Service:
         dead = self._pipeline.dead()
         if not self._link.alive():
             dead = "mqtt-net"
-        if not self._uplink.thread.is_alive():
-            dead = "uplink"
+        dead = dead or self._reports.dead()
         return f"thread {dead} has died" if dead else None
 
     def _end(self) -> int:
         outstanding = self._pipeline.outstanding
         sd_notify.notify(stopping=True, status=f"draining {outstanding} requests")
         log.info("draining", extra={"outstanding": outstanding})
-        self._uplink.emit(Stopping(time.time(), outstanding))
+        self._reports.emit(Stopping(time.time(), outstanding))
+        self._control.stopping = True
         self._status.change("draining")
         self._publish_status()
         limit = self._settings.serve.drain_s
@@ -255,7 +277,8 @@ class Service:
                 left,
                 limit,
             )
-        self._uplink.stop(1.0)
+        self._rebuilds.stop()
+        self._reports.stop(1.0)
         self._devices.stop_tuning()
         self._link.stop(self._status.document("offline", self._link.epoch))
         self._pipeline.stop()
@@ -288,29 +311,38 @@ class Service:
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
-            self._reload = True
+            self._ask_reload()
         else:
             self._stops += 1
             if self._stops > 1:
                 os._exit(EX_CUT_OFF)  # asked twice: now
+            self._wake()
+
+    def _ask_reload(self) -> None:
+        self._reload = True
         self._wake()
 
     def _read_settings_again(self) -> None:
         """Takes over what may change live, and new engines from the store, in the background."""
         sd_notify.notify(reloading=True)
         try:
-            new = load_settings(self._file)
-        except ConfigError as err:
+            waiting = self._reports.configuration.reload(load_settings(self._file))
+        except EdgedError as err:
             log.error("settings not reloaded, the old ones stay: %s", err.message)  # noqa: TRY400  # no fault of ours
         else:
-            waiting = self._settings.needs_restart(new)
-            self._settings = self._settings.with_live(new)
-            logs.configure(new.log.level, new.log.format)
-            self._host.settings = self._settings.serve
-            self._devices.retune(self._settings.timer)
-            self._room.set_rule(Admission(self._settings.serve.queue_samples).refusal)
             log.info("settings reloaded", extra={"need_a_restart": waiting})
+            self._reports.announce()
         sd_notify.notify(ready=True)
+
+    def _apply(self, settings: Settings) -> None:
+        """Takes over what may change while the service runs; by one thread at a time."""
+        logs.configure(settings.log.level, settings.log.format)
+        self._host.settings = settings.serve
+        self._devices.retune(settings.timer)
+        self._room.set_rule(Admission(settings.serve.queue_samples).refusal)
+        self._reports.configure(settings)
+        self._engines_due = True
+        self._wake()
 
     def _load_due_engines(self) -> None:
         """Has new engines loaded, one after the other: a reload during a load is not forgotten."""
@@ -322,7 +354,8 @@ class Service:
     def _refresh(self) -> None:
         """On the loader thread: engines that are new in the store take over."""
         for event in self._devices.load(lambda: self._stops > 0):
-            self._uplink.emit(event)
+            self._reports.emit(event)
+        self._reports.announce()
         self._wake()
 
     # -------------------------------------------------------------- status and reports
@@ -350,36 +383,24 @@ class Service:
             )
 
     def _emit(self, event: Event) -> None:
-        self._uplink.emit(event)
+        self._reports.emit(event)
 
     def _publish_report(self, topic: str, payload: bytes) -> bool:
         reply = Reply(topic, payload, 0, content_type="application/json")
         return self._link.connected.is_set() and self._link.publish(reply) is not None
 
-    def _telemetry(self) -> Telemetry:
-        now = time.monotonic()
-        return Telemetry(
-            time=time.time(),
-            uptime_s=round(now - self._began, 3),
-            outstanding=self._pipeline.outstanding,
-            waiting_samples=self._room.samples,
-            models=self._room.timer_states(now),
-            devices=self._devices.loads(),
-            metrics=self._metrics.snapshot(),
-        )
-
     def _answered(self, outcome: Outcome, status: int) -> None:
         """On the link's thread."""
-        if self._settings.report.results == "all":
-            self._uplink.emit(
-                Result(
-                    time=time.time(),
-                    model=outcome.model,
-                    id=outcome.id,
-                    status=status,
-                    samples=outcome.samples,
-                    latency_ms=round((time.monotonic() - outcome.received) * 1e3, 3),
-                    outputs=_values(outcome),
+        if self._reports.wants(outcome.model):
+            self._reports.answered(
+                Answered(
+                    time.time(),
+                    outcome.model,
+                    outcome.id,
+                    status,
+                    outcome.samples,
+                    round((time.monotonic() - outcome.received) * 1e3, 3),
+                    outcome.outputs,
                 )
             )
 
@@ -390,12 +411,5 @@ class Service:
         elif self._down_since is not None:
             away = round(time.monotonic() - self._down_since, 3)
             self._down_since = None
-            self._uplink.emit(Disconnected(time.time(), away, change.session_present))
+            self._reports.emit(Disconnected(time.time(), away, change.session_present))
         sd_notify.notify(status=self._sentence())
-
-
-def _values(outcome: Outcome) -> dict[str, object]:
-    return {
-        name: rows.tolist() if rows.size <= RESULT_VALUES else None
-        for name, rows in outcome.outputs.items()
-    }

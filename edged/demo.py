@@ -1,7 +1,8 @@
 """`make demo`: the whole line once, on this machine, with nothing to prepare.
 
 Builds the engine of the bundled model, starts the embedded broker and `edged serve`, sends the
-held-out test images over MQTT, and compares every answer with what the engine gives in-process.
+held-out test images over MQTT, compares every answer with what the engine gives in-process, and
+shows what a control plane received, with the embedded broker as its broker too.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ from edged.embedded_broker import VOLATILE, EmbeddedBroker
 from edged.engine_store import EngineStore
 from edged.errors import BrokerError, EdgedError
 from edged.load_generator import Answer, Load, open_loop, print_table, summarize
+from edged.report_receiver import ReportReceiver
 
 _DEVICE = "demo"
 _READY_S = 60.0
 _STOP_S = 30.0
+_REPORTED_S = 10.0
 # glibc gives large blocks back to the kernel at once, and every large message then page-faults
 # its buffers again; with these limits it keeps them.
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "67108864"}
@@ -87,7 +90,7 @@ def run(options: DemoOptions, *, out: TextIO | None = None) -> int:
 
 
 def _run(options: DemoOptions, folder: Path, say: _Teller) -> bool:
-    say.line(f"1/4  engine of {options.model!r} from {options.calib / options.model}")
+    say.line(f"1/5  engine of {options.model!r} from {options.calib / options.model}")
     build_model(
         options.model,
         engines=options.engines,
@@ -98,17 +101,38 @@ def _run(options: DemoOptions, folder: Path, say: _Teller) -> bool:
     engine = EngineStore(options.engines).current(options.model)
     expected = read_expected(engine, options.calib / options.model)
     with EmbeddedBroker(folder) as broker:
-        say.line(f"2/4  broker on {broker.host}:{broker.port}, {VOLATILE}")
+        say.line(f"2/5  broker on {broker.host}:{broker.port}, {VOLATILE}")
         endpoint = Endpoint(_DEVICE, broker.host, broker.port)
-        with _daemon(options, endpoint, folder) as daemon, InferClient(endpoint) as client:
+        with (
+            ReportReceiver(endpoint) as receiver,
+            _daemon(options, endpoint, folder) as daemon,
+            InferClient(endpoint) as client,
+        ):
             ready_s = _wait_ready(client, daemon, folder)
-            say.line(f"3/4  edged serve is online after {ready_s:.1f} s")
+            say.line(f"3/5  edged serve is online after {ready_s:.1f} s")
             answers, table = _load(options, client, expected, say)
+            reported = receiver.wait("result", len(answers), _REPORTED_S)
     say.line(
-        "4/4  outcome (rumqttd keeps Nagle's algorithm on; latency through mosquitto is lower)"
+        "4/5  outcome (rumqttd keeps Nagle's algorithm on; latency through mosquitto is lower)"
     )
     say.out.write(table)
-    return _judge(answers, expected, say)
+    say.row("precision", "; ".join((engine.manifest.precision.upper(), *engine.manifest.notes)))
+    right = _judge(answers, expected, say)
+    return _show_reports(receiver, say) and reported and right
+
+
+def _show_reports(receiver: ReportReceiver, say: _Teller) -> bool:
+    """What the control plane received; whether all of it came."""
+    say.line("5/5  what the control plane received, by stream")
+    streams = receiver.streams()
+    for name, stream in streams.items():
+        say.row(
+            name,
+            f"{len(stream.numbers)} records in {stream.messages} messages, "
+            f"{stream.payload_bytes / 1024:.1f} KB; {stream.gaps} missing, {stream.duplicates} "
+            f"twice; the latest {stream.latest_s:.2f} s after its moment",
+        )
+    return all(stream.gaps == 0 for stream in streams.values())
 
 
 def _load(
@@ -138,7 +162,7 @@ def _judge(answers: Sequence[Answer], expected: Expected, say: _Teller) -> bool:
     wrong = wrong_answers(answers, expected)
     say.row(
         "accuracy",
-        f"{accuracy(answers, expected):.4f} INT8 engine over MQTT, {expected.fp32_top1:.4f} FP32 "
+        f"{accuracy(answers, expected):.4f} engine over MQTT, {expected.fp32_top1:.4f} FP32 "
         f"model ({len(expected.labels)} held-out samples)",
     )
     say.row(
@@ -163,7 +187,7 @@ def _environment() -> dict[str, str]:
     return kept | _MALLOC
 
 
-def _settings(options: DemoOptions, endpoint: Endpoint) -> str:
+def _settings(options: DemoOptions, endpoint: Endpoint, folder: Path) -> str:
     """The daemon's TOML; JSON strings and lists are TOML too."""
     return "\n".join(
         [
@@ -175,11 +199,19 @@ def _settings(options: DemoOptions, endpoint: Endpoint) -> str:
             f"port = {endpoint.port}",
             "[serve]",
             f"models = {json.dumps([options.model])}",
+            "[report]",
+            'results = "all"',
+            "telemetry_interval_s = 2",
+            "[uplink]",
+            "enabled = true",
+            "[outbox]",
+            f"path = {json.dumps(str(folder.resolve() / 'outbox'))}",
             "[log]",
             'format = "text"',
             "[paths]",
             f"engines = {json.dumps(str(options.engines.resolve()))}",
             f"calib = {json.dumps(str(options.calib.resolve()))}",
+            f"desired = {json.dumps(str(folder.resolve() / 'desired.json'))}",
             "",
         ]
     )
@@ -195,7 +227,7 @@ def _daemon(
     options: DemoOptions, endpoint: Endpoint, folder: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
     config = folder / "edged.toml"
-    config.write_text(_settings(options, endpoint), encoding="utf-8")
+    config.write_text(_settings(options, endpoint, folder), encoding="utf-8")
     with (folder / "daemon.log").open("wb") as log:
         process = subprocess.Popen(
             [*_end_with_parent(), sys.executable, "-m", "edged", "--config", str(config), "serve"],

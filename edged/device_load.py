@@ -1,235 +1,241 @@
-"""How loaded, hot and throttled a GPU is: NVML on discrete GPUs, sysfs on a Jetson.
+"""How loaded, hot and throttled this device is now, and what it draws.
 
-Both stand behind `LoadSource`. What cannot be read is None, never 0: a Jetson Orin's NVML answers
-that utilisation is not supported, or with zeros; a Thor may lack the node that older boards have.
-A utilisation is believed only once it has moved under a load of our own (`Believed`).
+Read from /proc and sysfs, GPUs from NVML where its Python binding is installed (nvidia-ml-py), the
+GPU of a Jetson from sysfs. What cannot be read is None, never 0.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 ROOT = Path("/")
-MOVES = 0.1
-"""A utilisation under load that exceeds the idle one by so much is taken to be a real one."""
-LOAD_PATHS = (
-    "sys/devices/platform/gpu.0/load",  # Orin, JetPack 5 and 6
-    "sys/devices/platform/bus@0/17000000.gpu/load",  # Orin, newer kernels
+T = TypeVar("T")
+
+JETSON_LOAD = (
+    "sys/devices/gpu.0/load",
+    "sys/devices/platform/gpu.0/load",
+    "sys/devices/platform/bus@0/17000000.gpu/load",
     "sys/devices/platform/17000000.gpu/load",
-    "sys/devices/gpu.0/load",  # Xavier
-    "sys/devices/17000000.gv11b/load",
 )
-"""Utilisation in per mille; Thor has none of them."""
-DEVFREQ = ("17000000.gpu", "17000000.ga10b", "17000000.gv11b", "gpu-gpc-0")
-"""Names of the GPU's clock under ``/sys/class/devfreq``: Orin, Xavier, Thor."""
-THERMAL = ("gpu-thermal", "gpu-therm")
-"""Types of the GPU's thermal zone, in lower case."""
-SLOWDOWN = 0x8 | 0x20 | 0x40 | 0x80
-"""NVML's clock event reasons of a throttled GPU: hardware slowdown, software and hardware thermal
-slowdown, power brake (``nvmlClocksEventReason...``)."""
+"""Thousandths; which of them is there depends on the board and on JetPack's version."""
+THROTTLE_REASONS = {
+    0x04: "power_cap",
+    0x08: "hardware_slowdown",
+    0x20: "heat_software",
+    0x40: "heat_hardware",
+    0x80: "power_brake",
+}
+"""Bits of NVML's clocks event (throttle) reasons that slow a busy GPU down against its wish."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceLoad:
-    """One look at a GPU; None: not known.
+@dataclass(frozen=True)
+class GpuLoad:
+    """One GPU. Each value is None where it cannot be read.
 
     Attributes:
-        utilisation: share of the last sampling period in which anybody's work ran, 0 to 1.
-        temperature_c: of the GPU.
-        trip_c: temperature at which it slows down or shuts off.
-        throttled: whether its clocks are held back by heat or current.
-        low_power: whether the power mode holds it below what the device can.
+        name: as NVML or the board calls it.
+        load: share of the time in which it computed, 0 to 1.
+        memory_used_bytes: of its own memory.
+        memory_total_bytes: of its own memory; None on a Jetson, which shares the system's.
+        temperature_c: degrees Celsius.
+        power_w: watts.
+        energy_j: joules since the driver was loaded.
+        throttled: why it is slowed down; empty: it is not.
     """
 
-    utilisation: float | None = None
+    name: str
+    load: float | None = None
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
     temperature_c: float | None = None
-    trip_c: float | None = None
-    throttled: bool | None = None
-    low_power: bool | None = None
+    power_w: float | None = None
+    energy_j: float | None = None
+    throttled: tuple[str, ...] | None = None
 
 
-UNKNOWN = DeviceLoad()
+@dataclass(frozen=True)
+class DeviceLoad:
+    """The device at one moment. Each value is None where it cannot be read.
 
-
-class LoadSource(Protocol):
-    """Something that can look at one GPU."""
-
-    def read(self) -> DeviceLoad:
-        """One look; takes milliseconds at most, and never raises."""
-
-
-class NoSource:
-    """For devices of which nothing can be known, such as the CPU."""
-
-    def read(self) -> DeviceLoad:
-        """Nothing."""
-        return UNKNOWN
-
-
-class NvmlSource:
-    """One GPU through NVML's Python binding (the package nvidia-ml-py).
-
-    Args:
-        nvml: the binding, initialised.
-        handle: NVML's handle of the GPU.
+    Attributes:
+        cpu_load: processes that ran or waited for a processor, mean of a minute.
+        memory_used_bytes: of the system's memory, caches not counted.
+        memory_total_bytes: of the system's memory.
+        process_bytes: resident memory of this process.
+        temperature_c: name of a thermal zone -> degrees Celsius.
+        power_w: watts of the whole board, where it has a sensor for that (Jetson).
+        gpus: one entry a GPU; None where none can be asked.
     """
 
-    def __init__(self, nvml: Any, handle: Any) -> None:
-        self._nvml = nvml
-        self._handle = handle
-
-    def read(self) -> DeviceLoad:
-        """One look; what the driver does not support is None."""
-        nvml, handle = self._nvml, self._handle
-        reasons = _ask(nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", handle)
-        limit = _ask(nvml, "nvmlDeviceGetEnforcedPowerLimit", handle)
-        usual = _ask(nvml, "nvmlDeviceGetPowerManagementDefaultLimit", handle)
-        busy = _ask(nvml, "nvmlDeviceGetUtilizationRates", handle)
-        slowdown = nvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN
-        return DeviceLoad(
-            utilisation=None if busy is None else busy.gpu / 100,
-            temperature_c=_ask(nvml, "nvmlDeviceGetTemperature", handle, nvml.NVML_TEMPERATURE_GPU),
-            trip_c=_ask(nvml, "nvmlDeviceGetTemperatureThreshold", handle, slowdown),
-            throttled=None if reasons is None else bool(reasons & SLOWDOWN),
-            low_power=None if limit is None or usual is None else limit < usual,
-        )
+    cpu_load: float | None
+    memory_used_bytes: int | None
+    memory_total_bytes: int | None
+    process_bytes: int | None
+    temperature_c: dict[str, float] | None
+    power_w: float | None
+    gpus: tuple[GpuLoad, ...] | None = None
 
 
-class JetsonSource:
-    """The integrated GPU of a Jetson through sysfs; the paths differ by SoC and JetPack.
+def read_load(root: Path = ROOT) -> DeviceLoad:
+    """Reads it; never raises.
 
     Args:
         root: root of the file system to read from.
     """
-
-    def __init__(self, root: Path = ROOT) -> None:
-        self._load = next((p for path in LOAD_PATHS if (p := root / path).is_file()), None)
-        self._zone = next(
-            (
-                zone
-                for zone in sorted(root.glob("sys/class/thermal/thermal_zone*"))
-                if (_text(zone / "type") or "").lower() in THERMAL
-            ),
-            None,
-        )
-        self._clock = next(
-            (p for name in DEVFREQ if (p := root / "sys/class/devfreq" / name).is_dir()), None
-        )
-        self._cooling = [
-            device
-            for device in sorted(root.glob("sys/class/thermal/cooling_device*"))
-            if "gpu" in (_text(device / "type") or "").lower()
-        ]
-
-    @property
-    def found(self) -> bool:
-        """Whether there is anything to read."""
-        return any((self._load, self._zone, self._clock, self._cooling))
-
-    def read(self) -> DeviceLoad:
-        """One look."""
-        load = _number(self._load)
-        heat = _number(self._zone / "temp") if self._zone else None
-        states = [_number(device / "cur_state") for device in self._cooling]
-        known = [state for state in states if state is not None]
-        return DeviceLoad(
-            utilisation=None if load is None else min(load / 1000, 1.0),
-            temperature_c=None if heat is None else heat / 1000,
-            trip_c=self._trip_c(),
-            throttled=any(state > 0 for state in known) if known else None,
-            low_power=self._held_back(),
-        )
-
-    def _trip_c(self) -> float | None:
-        """The lowest trip point at which something hard happens."""
-        trips = []
-        for kind in sorted(self._zone.glob("trip_point_*_type")) if self._zone else ():
-            degrees = _number(kind.with_name(kind.name.replace("_type", "_temp")))
-            if _text(kind) in {"hot", "critical"} and degrees is not None:
-                trips.append(degrees / 1000)
-        return min(trips, default=None)
-
-    def _held_back(self) -> bool | None:
-        """Whether the power mode's highest clock is below the device's."""
-        if self._clock is None:
-            return None
-        steps = (_text(self._clock / "available_frequencies") or "").split()
-        allowed = _number(self._clock / "max_freq")
-        clocks = [int(step) for step in steps if step.isdigit()]
-        return None if not clocks or allowed is None else allowed < max(clocks)
+    memory = _memory(root)
+    total, free = memory.get("MemTotal"), memory.get("MemAvailable")
+    return DeviceLoad(
+        cpu_load=_try(lambda: round(os.getloadavg()[0], 2)),
+        memory_used_bytes=total - free if total is not None and free is not None else None,
+        memory_total_bytes=total,
+        process_bytes=_process_bytes(root),
+        temperature_c=_temperatures(root),
+        power_w=_board_power_w(root),
+        gpus=_nvml_loads() or _jetson_loads(root),
+    )
 
 
-def source_of(device: str, root: Path = ROOT) -> LoadSource:
-    """The best source for a device; one that knows nothing where there is none.
+def joules(load: DeviceLoad) -> float | None:
+    """Joules that the GPUs have used so far; None where not all of them count."""
+    counts = [gpu.energy_j for gpu in load.gpus or ()]
+    known = [count for count in counts if count is not None]
+    return sum(known) if known and len(known) == len(counts) else None
 
-    Args:
-        device: as ``serve.devices`` names it: ``cuda:0``, ``cpu``.
-        root: root of the file system to read sysfs from.
+
+@dataclass
+class EnergyMeter:
+    """Joules for each sample that was answered, between two readings.
+
+    From the GPUs' own counters where they have them, else from the board's power at both readings.
+    It is what the device used meanwhile, idling included. Not thread-safe.
     """
-    if not device.startswith("cuda:"):
-        return NoSource()
-    jetson = JetsonSource(root)
-    if jetson.found:
-        return jetson
-    return nvml_source(int(device.partition(":")[2])) or NoSource()
 
+    _last: tuple[float, int, DeviceLoad] | None = field(default=None)
 
-def nvml_source(
-    index: int, load: Callable[[str], Any] = importlib.import_module
-) -> NvmlSource | None:
-    """NVML's source of a GPU; None without its binding, its driver or that GPU."""
-    try:
-        nvml = load("pynvml")
-        nvml.nvmlInit()
-        return NvmlSource(nvml, nvml.nvmlDeviceGetHandleByIndex(index))
-    except Exception:  # each binding and driver fails with a class of its own
+    def read(self, now: float, samples: int, load: DeviceLoad) -> float | None:
+        """Joules a sample since the last reading; None where unknown, or nothing was answered.
+
+        Args:
+            now: monotonic seconds.
+            samples: answered so far.
+            load: of this moment.
+        """
+        last, self._last = self._last, (now, samples, load)
+        if last is None or samples <= last[1]:
+            return None
+        answered = samples - last[1]
+        before, after = joules(last[2]), joules(load)
+        if before is not None and after is not None:
+            return round((after - before) / answered, 6)
+        if last[2].power_w is not None and load.power_w is not None:
+            mean_w = (last[2].power_w + load.power_w) / 2
+            return round(mean_w * (now - last[0]) / answered, 6)
         return None
 
 
-class Believed:
-    """Whether a utilisation is real: it has to be higher under a load of our own than without."""
-
-    def __init__(self) -> None:
-        self._idle: float | None = None
-        self._busy: float | None = None
-
-    def sample(self, utilisation: float | None, *, busy: bool) -> None:
-        """A look, taken while our own work ran all the time, or not at all."""
-        if utilisation is None:
-            return
-        if busy:
-            self._busy = utilisation if self._busy is None else max(self._busy, utilisation)
-        else:
-            self._idle = utilisation if self._idle is None else min(self._idle, utilisation)
-
-    @property
-    def moved(self) -> bool:
-        """Whether it moved with our load."""
-        known = self._idle is not None and self._busy is not None
-        return known and (self._busy or 0.0) - (self._idle or 0.0) >= MOVES
+# ------------------------------------------------------------------ /proc and sysfs
 
 
-def _ask(nvml: Any, question: str, *arguments: Any) -> Any:
-    """What NVML says, or None where it says that it cannot, or the binding has no such function."""
+def _try(read: Callable[[], T]) -> T | None:
+    """What is read, or None: each file, binding and driver fails in a way of its own."""
     try:
-        return getattr(nvml, question)(*arguments)
-    except Exception:  # NVMLError, in as many classes as there are codes
+        return read()
+    except Exception:
         return None
 
 
-def _text(path: Path | None) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip() if path else None
-    except OSError:
-        return None
+def _number(path: Path) -> float | None:
+    return _try(lambda: float(path.read_text(encoding="ascii")))
 
 
-def _number(path: Path | None) -> float | None:
-    try:
-        return float(_text(path) or "")
-    except ValueError:
+def _memory(root: Path) -> dict[str, int]:
+    lines = _try(lambda: (root / "proc/meminfo").read_text(encoding="ascii").splitlines()) or []
+    found = {}
+    for line in lines:
+        name, _, rest = line.partition(":")
+        with contextlib.suppress(ValueError, IndexError):
+            found[name] = int(rest.split()[0]) * 1024
+    return found
+
+
+def _process_bytes(root: Path) -> int | None:
+    text = _try(lambda: (root / "proc/self/statm").read_text(encoding="ascii"))
+    return _try(lambda: int((text or "").split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _temperatures(root: Path) -> dict[str, float] | None:
+    found: dict[str, float] = {}
+    for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
+        name = _try((zone / "type").read_text)
+        millidegrees = _number(zone / "temp")
+        if name and millidegrees is not None and millidegrees > -100_000:  # a sensor that is off
+            found[name.strip()] = round(millidegrees / 1000, 1)
+    return found or None
+
+
+def _board_power_w(root: Path) -> float | None:
+    """Of the rail VDD_IN, which feeds a Jetson module whole (sensor INA3221)."""
+    for label in sorted((root / "sys/class/hwmon").glob("hwmon*/in*_label")):
+        if (_try(label.read_text) or "").strip() != "VDD_IN":
+            continue
+        number = label.name.removeprefix("in").removesuffix("_label")
+        millivolts = _number(label.with_name(f"in{number}_input"))
+        milliamperes = _number(label.with_name(f"curr{number}_input"))
+        if millivolts is not None and milliamperes is not None:
+            return round(millivolts * milliamperes / 1e6, 3)
+    return None
+
+
+def _jetson_loads(root: Path) -> tuple[GpuLoad, ...] | None:
+    for name in JETSON_LOAD:
+        thousandths = _number(root / name)
+        if thousandths is not None:
+            return (GpuLoad("gpu.0", load=round(thousandths / 1000, 3)),)
+    return None
+
+
+# ------------------------------------------------------------------ NVML
+
+
+def _nvml_loads() -> tuple[GpuLoad, ...] | None:
+    """All GPUs from NVML; None without its binding, its library, its driver, or a GPU."""
+    nvml = _try(lambda: importlib.import_module("pynvml"))  # optional; the package nvidia-ml-py
+    if nvml is None or _try(lambda: nvml.nvmlInit() or True) is None:
         return None
+    try:
+        count = _try(nvml.nvmlDeviceGetCount) or 0
+        loads = [_try(lambda n=n: _nvml_load(nvml, n)) for n in range(count)]  # type: ignore[misc]  # a lambda's default
+        return tuple(load for load in loads if load is not None) or None
+    finally:
+        _try(nvml.nvmlShutdown)
+
+
+def _nvml_load(nvml: Any, number: int) -> GpuLoad:
+    handle = nvml.nvmlDeviceGetHandleByIndex(number)
+    name = nvml.nvmlDeviceGetName(handle)
+    memory = _try(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
+    busy = _try(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+    milliwatts = _try(lambda: nvml.nvmlDeviceGetPowerUsage(handle))
+    millijoules = _try(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle))
+    reasons = _try(lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
+    return GpuLoad(
+        name=name.decode() if isinstance(name, bytes) else str(name),
+        load=None if busy is None else busy / 100,
+        memory_used_bytes=getattr(memory, "used", None),
+        memory_total_bytes=getattr(memory, "total", None),
+        temperature_c=_try(lambda: float(nvml.nvmlDeviceGetTemperature(handle, 0))),
+        power_w=None if milliwatts is None else milliwatts / 1000,
+        energy_j=None if millijoules is None else millijoules / 1000,
+        throttled=None if reasons is None else throttle_reasons(reasons),
+    )
+
+
+def throttle_reasons(bits: int) -> tuple[str, ...]:
+    """NVML's bits as words."""
+    return tuple(word for bit, word in THROTTLE_REASONS.items() if bits & bit)

@@ -9,7 +9,8 @@ Layout, one folder a model, safe to read while a build installs::
 
 An engine is installed by writing a temporary folder beside it, syncing it, and renaming it; then
 the symlink is replaced by rename. A crash leaves the old engine or the new one, never half of one.
-Only the current and the previous engine of a model are kept.
+Only the current and the previous engine of a model are kept; folders that begin with a dot are the
+build's own.
 """
 
 from __future__ import annotations
@@ -21,14 +22,21 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edged.errors import BuildError, EngineRefusedError
+from edged.atomic_files import (
+    replace_link,
+    size_of,
+    staging_folder,
+    sync_folder,
+    unused_name,
+    write_synced,
+)
+from edged.errors import BuildError, EngineMismatchError, EngineRefusedError
 from edged.latency import LatencyCurve
 from edged.recipe import MODEL_NAME, InputSpec, OutputSpec, Precision, explain
 
@@ -69,7 +77,13 @@ class Manifest(_Strict):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     precision: Precision
     notes: tuple[str, ...] = ()
-    """What an operator should know, a sentence each: why it is not the precision that was asked."""
+    """What an operator should know, a sentence each: why it is not another precision."""
+    asked: str = ""
+    """The precision that was asked for, ``auto`` or one of them."""
+    slo_batch: int = 0
+    """Batch size at which precisions were compared; 0 in a manifest of an earlier version."""
+    stages: Mapping[str, str] = {}
+    """Keys of the stages that it was made in: ``normalised``, ``quantized``, ``engine-...``."""
     sources: Mapping[str, str]
     """sha256 of the model, the calibration set, ranges.json and the recipe."""
     input: tuple[InputSpec, ...]
@@ -144,13 +158,38 @@ class EngineStore:
         Raises:
             EngineRefusedError: none is installed, or its manifest is unreadable.
         """
+        return self._linked(model, "current")
+
+    def versions(self, model: str) -> dict[str, Engine]:
+        """The engines of a model that are there: version, 12 digits of its key, to engine.
+
+        The current one comes first; one that cannot be read is left out.
+        """
+        found: dict[str, Engine] = {}
+        for link in ("current", "previous"):
+            with contextlib.suppress(EngineRefusedError):
+                engine = self._linked(model, link)
+                found.setdefault(engine.manifest.key[:12], engine)
+        return found
+
+    def previous(self, model: str) -> Engine:
+        """The engine that served a model before.
+
+        Raises:
+            EngineRefusedError: there is none, or its manifest is unreadable.
+        """
+        return self._linked(model, "previous")
+
+    def _linked(self, model: str, link: str) -> Engine:
         if not re.fullmatch(MODEL_NAME, model, re.ASCII):
             raise EngineRefusedError(f"{model[:80]!r} is no model name; allowed: {MODEL_NAME}")
         # Resolved once: manifest and engine are of one folder even while another one is installed.
-        folder = (self.root / model / BUILT / "current").resolve()
+        folder = (self.root / model / BUILT / link).resolve()
         try:
             text = (folder / "manifest.json").read_text(encoding="utf-8")
         except FileNotFoundError as err:
+            if link == "previous":
+                raise EngineRefusedError(f"there is no earlier engine of model {model!r}") from err
             raise EngineRefusedError(
                 f"no engine of model {model!r} in the store; build it with: edged build {model}"
             ) from err
@@ -190,16 +229,16 @@ class EngineStore:
         parent = self.root / manifest.model / BUILT
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            with _staging_folder(parent) as staging:
+            with staging_folder(parent) as staging:
                 for name, data in files.items():
-                    _write_synced(staging / name, data)
-                _write_synced(
+                    write_synced(staging / name, data)
+                write_synced(
                     staging / "manifest.json",
                     (json.dumps(manifest.model_dump(mode="json"), indent=2) + "\n").encode(),
                 )
                 staging.chmod(0o755)
-                _sync_folder(staging)
-                folder = _unused_name(parent, manifest.key[:12])
+                sync_folder(staging)
+                folder = unused_name(parent, manifest.key[:12])
                 staging.rename(folder)
             _point(parent, folder.name)
         except OSError as err:
@@ -209,6 +248,47 @@ class EngineStore:
             ) from err
         _prune(parent)
         return Engine(manifest=manifest, path=folder / manifest.file)
+
+    def roll_back(self, model: str) -> Engine:
+        """Makes the previous engine the current one again, and the current one the previous.
+
+        Raises:
+            EngineRefusedError: there is no previous engine, or it is damaged or did not pass.
+            BuildError: a build is running, or the store cannot be written.
+        """
+        with self.building(model):
+            engine = self.previous(model)
+            engine.read()
+            if not engine.manifest.verdict.passed:
+                raise EngineRefusedError(f"the earlier engine of {model!r} did not pass")
+            try:
+                _point(self.root / model / BUILT, engine.path.parent.name)
+            except OSError as err:
+                raise BuildError(
+                    f"cannot roll the engine of {model!r} back: {err.strerror or err}; "
+                    "the engine that served before is untouched"
+                ) from err
+        return engine
+
+    def prune(self, model: str) -> int:
+        """Removes all of a model but its current engine; returns the bytes that were freed.
+
+        The previous engine goes, and so does what builds keep to be quicker the next time.
+
+        Raises:
+            BuildError: a build is running, or the store cannot be written.
+        """
+        parent = self.root / model / BUILT
+        with self.building(model):
+            before = size_of(parent)
+            try:
+                (parent / "previous").unlink(missing_ok=True)
+            except OSError as err:
+                raise BuildError(
+                    f"cannot prune the engines of {model!r}: {err.strerror or err}"
+                ) from err
+            _prune(parent, own=True)
+            return before - size_of(parent)
 
     @contextlib.contextmanager
     def building(self, model: str) -> Iterator[None]:
@@ -241,7 +321,8 @@ def check_usable(manifest: Manifest, fingerprint: Mapping[str, str]) -> None:
         fingerprint: what the device and its runtime are, for the engine's kind of runner.
 
     Raises:
-        EngineRefusedError: it did not pass verification, or was built for something else.
+        EngineRefusedError: it did not pass verification.
+        EngineMismatchError: it was built for something else; the message says what differs.
     """
     model = manifest.model
     if not manifest.verdict.passed:
@@ -254,7 +335,7 @@ def check_usable(manifest: Manifest, fingerprint: Mapping[str, str]) -> None:
         if manifest.fingerprint.get(name) != fingerprint.get(name)
     ]
     if differing:
-        raise EngineRefusedError(
+        raise EngineMismatchError(
             f"engine of {model!r} is for another device or runtime ({'; '.join(differing)}); "
             f"build it here with: edged build {model}"
         )
@@ -264,33 +345,44 @@ def _lock(handle: int, model: str) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as err:
+        owner = os.pread(handle, 20, 0).decode("ascii", "replace").strip()
+        by = f" (process {owner})" if owner.isdigit() else ""
         raise BuildError(
-            f"another build of model {model!r} is running; wait for it to end"
+            f"another build of model {model!r} is running{by}; wait for it to end"
         ) from err
+    # Whom to wait for; the lock itself is the kernel's and ends with its process.
+    with contextlib.suppress(OSError):
+        os.truncate(handle, 0)
+        os.pwrite(handle, str(os.getpid()).encode(), 0)
 
 
 def _point(parent: Path, name: str) -> None:
     """Makes ``name`` the current engine; the one before becomes ``previous``."""
     current = parent / "current"
     if current.is_symlink():
-        _replace_link(parent / "previous", current.readlink())
-    _replace_link(current, Path(name))
-    _sync_folder(parent)
+        replace_link(parent / "previous", current.readlink())
+    replace_link(current, Path(name))
+    sync_folder(parent)
 
 
-def _replace_link(link: Path, target: Path) -> None:
-    temporary = link.with_name(f".{link.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    temporary.rename(link)
+def _prune(parent: Path, *, own: bool = False) -> None:
+    """Removes engines that no link names, and what a crashed install left.
 
-
-def _prune(parent: Path) -> None:
-    """Removes engines that no link names, and what a crashed install left."""
+    Args:
+        parent: a model's ``built``.
+        own: the build's own folders and files too.
+    """
     kept = {(parent / name).resolve() for name in ("current", "previous")}
     for path in parent.iterdir():
-        if path.is_dir() and not path.is_symlink() and path.resolve() not in kept:
+        if path.is_symlink() or path.name == ".lock" or path.resolve() in kept:
+            continue
+        if path.name.startswith(".") and not (own or path.name.startswith(".new.")):
+            continue
+        if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
+        elif own:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _parse_manifest(model: str, text: str) -> Manifest:
@@ -312,37 +404,3 @@ def _parse_manifest(model: str, text: str) -> Manifest:
             f"manifest in the folder of {model!r} is of {manifest.model!r}; build the engine again"
         )
     return manifest
-
-
-@contextlib.contextmanager
-def _staging_folder(parent: Path) -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix=".new.", dir=parent))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _unused_name(parent: Path, name: str) -> Path:
-    """``parent/name``, or ``name-2`` and so on: what serves is never renamed or overwritten."""
-    target, number = parent / name, 1
-    while target.exists():
-        number += 1
-        target = parent / f"{name}-{number}"
-    return target
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    path.chmod(0o644)
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -13,6 +13,8 @@ allowed and what to do; they never carry a path, an address or a stack.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class EdgedError(Exception):
     """Base of all errors of this package; the message is meant for a human."""
@@ -77,6 +79,13 @@ class UnknownModelError(ClientError):
     """No model of that name is served here."""
 
     code = "unknown_model"
+    status = 404
+
+
+class UnknownCommandError(ClientError):
+    """There is no command of that name."""
+
+    code = "unknown_command"
     status = 404
 
 
@@ -215,6 +224,36 @@ class EngineRefusedError(EdgedError):
     code = "engine_refused"
 
 
+class EngineMismatchError(EngineRefusedError):
+    """An engine was built for another device or runtime; building it here mends that."""
+
+
+class OutboxError(EdgedError):
+    """The outbox, where reports wait, cannot do what it was asked to."""
+
+    code = "outbox"
+
+
+class OutboxLockedError(OutboxError):
+    """Another process uses this outbox."""
+
+
+class OutboxDiskError(OutboxError):
+    """The outbox's file cannot be opened or written now; it may be possible later."""
+
+
+class OutboxVersionError(OutboxDiskError):
+    """The outbox's file was written by a newer version; it is left as it is."""
+
+
+class OutboxDamagedError(OutboxError):
+    """The outbox's file is no database, or a damaged one."""
+
+
+class OutboxDropError(OutboxError):
+    """An event was dropped; the message says why."""
+
+
 class BrokerError(EdgedError):
     """The broker cannot be reached or refuses the client."""
 
@@ -253,6 +292,31 @@ class ReplyError(EdgedError):
         self.code = code
         self.status = status
         self.retryable = retryable
+
+
+class BatchError(EdgedError):
+    """A batch of reports cannot be read; for the control plane."""
+
+    code = "batch"
+
+
+class DesiredError(EdgedError):
+    """A desired document is refused whole; nothing of it was taken over.
+
+    Args:
+        message: for the document as a whole.
+        version: the document's, None where it could not be read.
+        keys: path of a setting -> why it is refused.
+    """
+
+    code = "desired"
+
+    def __init__(
+        self, message: str, *, version: int | None = None, keys: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.version = version
+        self.keys = dict(keys or {})
 
 
 class BuildError(EdgedError):

@@ -51,6 +51,8 @@ class ModelLoaded(Event):
     device: str
     latency_ms: dict[str, float]
     """Batch size -> milliseconds, measured at warm-up."""
+    notes: tuple[str, ...] = ()
+    """What the build said of it: why it is this precision."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,94 @@ class Result(Event):
 
 
 @dataclass(frozen=True)
+class Summary(Event):
+    """What one model answered in an interval (``report.results = "summary"``)."""
+
+    kind = "summary"
+    model: str
+    seconds: float
+    """Length of the interval."""
+    requests: int
+    errors: int
+    samples: int
+    classes: dict[str, int]
+    """Index of the best class -> samples."""
+    mean_confidence: float | None
+    """Mean probability of the best class; None without a classification."""
+    least_confidence: float | None
+
+
+@dataclass(frozen=True)
+class Degraded(Event):
+    """The service answers with less than all of its devices, or does so again with all."""
+
+    kind = "degraded"
+    out: tuple[str, ...]
+    """Devices that are out; empty: all are back."""
+
+
+@dataclass(frozen=True)
+class Throttled(Event):
+    """A device slows itself down against heat or for power, or has stopped doing so."""
+
+    kind = "throttled"
+    device: str
+    reasons: tuple[str, ...]
+    """Why; empty: it does no more."""
+
+
+@dataclass(frozen=True)
+class UplinkRestored(Event):
+    """The control plane's broker is reached again."""
+
+    kind = "uplink_restored"
+    seconds: float
+    """For how long it was not."""
+    waiting: int
+    """Reports that waited meanwhile and are sent now."""
+
+
+@dataclass(frozen=True)
+class SettingsChanged(Event):
+    """The control plane changed settings, or was refused."""
+
+    kind = "settings_changed"
+    version: int | None
+    status: str
+    """As in the reported document: applied, pending_restart or rejected."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class OutboxDamaged(Event):
+    """The outbox's file was damaged, or came back with less than was in it."""
+
+    kind = "outbox_damaged"
+    reason: str
+    set_aside: str
+    """New name of the damaged file; empty: it is still in use."""
+
+
+@dataclass(frozen=True)
+class OutboxDegraded(Event):
+    """The outbox cannot write to its disk; reports wait in memory."""
+
+    kind = "outbox_degraded"
+    reason: str
+
+
+@dataclass(frozen=True)
+class OutboxRecovered(Event):
+    """The outbox writes to its disk again."""
+
+    kind = "outbox_recovered"
+    seconds: float
+    """For how long it could not."""
+    moved: int
+    """Reports that waited in memory and are on the disk now."""
+
+
+@dataclass(frozen=True)
 class Telemetry(Event):
     """Metrics and state at an interval; published on the telemetry topic as plain JSON."""
 
@@ -127,11 +217,14 @@ class Telemetry(Event):
     devices: dict[str, Any]
     """Device -> load, temperature_c, throttled and low_power, null where it is not known."""
     metrics: dict[str, Any]
+    device: dict[str, Any] = field(default_factory=dict)
+    """Load, memory, temperature and power of this device; None where that cannot be read."""
 
 
 EVENTS: tuple[type[Event], ...] = (
     Started, ModelLoaded, ModelRefused, DeviceFailed, DeviceRecovered, Disconnected, Stopping,
-    Result, Telemetry,
+    Degraded, Throttled, UplinkRestored, SettingsChanged, OutboxDamaged, OutboxDegraded,
+    OutboxRecovered, Result, Summary, Telemetry,
 )  # fmt: skip
 
 

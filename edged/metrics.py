@@ -77,6 +77,40 @@ METRICS: dict[str, Metric] = {
     "callback_failures_total": Metric(
         "counter", (), "Faults of ours that were caught in the broker link."
     ),
+    "uplink_losses_total": Metric(
+        "counter", (), "Connections to the control plane that were lost."
+    ),
+    "uplink_messages_total": Metric(
+        "counter", ("stream", "mode"), "Batches that the control plane's broker took."
+    ),
+    "uplink_records_total": Metric("counter", ("stream", "mode"), "Records in those batches."),
+    "uplink_bytes_total": Metric(
+        "counter", ("encoding",), "Bytes of those batches, by content encoding."
+    ),
+    "uplink_refused_total": Metric(
+        "counter", (), "Records that the control plane or its broker refused."
+    ),
+    "uplink_resent_total": Metric(
+        "counter", ("stream",), "Records that were sent again, as nobody had acknowledged them."
+    ),
+    "commands_total": Metric("counter", ("command", "status"), "Commands that were answered."),
+    "commands_dropped_total": Metric(
+        "counter", (), "Commands without a response topic that may be answered to."
+    ),
+    "desired_total": Metric("counter", ("status",), "Desired documents, by what became of them."),
+    "outbox_stored_total": Metric("counter", ("stream",), "Reports that the outbox stored."),
+    "outbox_confirmed_total": Metric(
+        "counter", ("stream",), "Reports that arrived and were deleted from the outbox."
+    ),
+    "outbox_quarantined_total": Metric(
+        "counter", ("stream",), "Reports put into quarantine, as the control plane refused them."
+    ),
+    "outbox_dropped_total": Metric(
+        "counter", ("stream", "reason"), "Reports that the outbox dropped, by reason."
+    ),
+    "outbox_failures_total": Metric(
+        "counter", ("reason",), "Times the outbox lost its disk or found its file damaged."
+    ),
     "events_dropped_total": Metric("counter", ("kind",), "Events that could not be reported."),
 }
 

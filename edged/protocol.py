@@ -43,6 +43,25 @@ MAX_RESPONSE_TOPIC_BYTES = 1024
 MAX_SOURCE_CHARS = 128
 OK = 200
 
+STREAM = "stream"
+"""User property of a batch: one of `STREAMS`."""
+FIRST_SEQ = "first-seq"
+"""User property of a batch: sequence number of its first record, as decimal text."""
+EPOCH = "epoch"
+"""User property of a batch: its sequence numbers count within this."""
+BATCH = "batch"
+"""User property of a batch: its number in the run of the daemon, as decimal text."""
+BOOT_ID = "boot-id"
+"""User property of a batch: the run of the daemon that sent it."""
+MODE = "mode"
+"""User property of a batch: `MODES`."""
+MODES = ("live", "replayed")
+CONTENT_ENCODING = "content-encoding"
+"""User property of a batch: ``zstd``; absent: not compressed."""
+ZSTD = "zstd"
+MAX_DESIRED_BYTES = 256 * 1024
+"""A desired document may have so many bytes; a larger one is refused unread."""
+
 # ------------------------------------------------------------------ topics
 
 _FORBIDDEN = re.compile(r"[+#\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -141,6 +160,54 @@ class Topics:
         """Stream of events of one kind."""
         return f"{self.base}/event/{kind}"
 
+    def report(self, stream: str) -> str:
+        """Where batches of one stream (`STREAMS`) go up to the control plane."""
+        return f"{self.base}/report/{stream}"
+
+    @property
+    def ack(self) -> str:
+        """Where the control plane says what of a stream it has stored, and what it refuses."""
+        return f"{self.base}/ack"
+
+    @property
+    def uplink(self) -> str:
+        """Retained status of the connection to the control plane: birth and will."""
+        return f"{self.base}/uplink"
+
+    @property
+    def config_desired(self) -> str:
+        """Retained: the settings that the control plane wants."""
+        return f"{self.base}/config/desired"
+
+    @property
+    def config_reported(self) -> str:
+        """Retained: the settings that are in effect, and what became of those desired."""
+        return f"{self.base}/config/reported"
+
+    @property
+    def rollout_desired(self) -> str:
+        """Retained: the rollout that the control plane wants; an intent, never a model."""
+        return f"{self.base}/rollout/desired"
+
+    @property
+    def rollout_reported(self) -> str:
+        """Retained: the state of the rollout; its progress is the stream ``rollout``."""
+        return f"{self.base}/rollout/reported"
+
+    def command(self, name: str) -> str:
+        """Where a command (`COMMANDS`) is asked for."""
+        return f"{self.base}/cmd/{name}"
+
+    def parse_command(self, topic: str) -> str | None:
+        """The name in a command's topic, unchecked; None if it is none of this device's."""
+        prefix = f"{self.base}/cmd/"
+        return topic[len(prefix) :] if topic.startswith(prefix) else None
+
+    @property
+    def uplink_subscriptions(self) -> tuple[str, ...]:
+        """Filters that the daemon subscribes on the control plane's broker."""
+        return (self.config_desired, self.ack, f"{self.base}/cmd/+")
+
     @property
     def dead(self) -> str:
         """Requests that could not be answered: their headers and the reason, no payload."""
@@ -162,6 +229,9 @@ class Topics:
 
 
 TELEMETRY_KINDS = ("metrics",)
+STREAMS = ("result", "telemetry", "event", "rollout")
+"""What goes up through the outbox; each stream has sequence numbers of its own."""
+COMMANDS = ("drain", "resume", "reload", "get-config", "get-metrics", "diagnose")
 
 
 def check_response_topic(

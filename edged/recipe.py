@@ -55,6 +55,8 @@ class ModelInfo(_Strict):
     source: str = ""
     """Where the file comes from: a script beside it, or an address."""
     license: str = ""
+    reshape: bool = False
+    """Whether the recipe's shapes and a free batch axis replace those that the file declares."""
 
 
 class LengthSpec(_Strict):
@@ -244,18 +246,25 @@ class OutputSpec(_Strict):
 Precision = Literal["int8", "fp16", "fp32"]
 """What the linear layers of an engine compute in."""
 
+WantedPrecision = Literal["auto", "int8", "fp16", "fp32"]
+"""``auto``: whichever is measured to be the fastest of those that keep their accuracy."""
+
 
 class EngineOptions(_Strict):
     """``[engine]``: how the engine is built and batched."""
 
-    precision: Precision = "int8"
+    precision: WantedPrecision = "auto"
     fallback: bool = True
     """Whether the next precision is taken where an engine cannot be had in this one."""
     fp16_rest: bool = True
     """INT8 on TensorRT: whether what is not INT8 runs in FP16 instead of FP32."""
     aux_streams: Annotated[int, Field(ge=0, le=16)] = 0
     """Streams on which TensorRT may run independent layers besides the main one."""
+    workspace_mib: Annotated[int, Field(ge=1)] | None = None
+    """Scratch memory that TensorRT's layers may use, in MiB; None: from the free memory."""
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 16
+    opt_batch: Annotated[int, Field(ge=1)] | None = None
+    """Batch size that TensorRT tunes its kernels for; None: the middle of 1 and max_batch."""
     batch_sizes: tuple[int, ...] = ()
     """Sizes that are warmed and measured; empty: powers of two up to max_batch, and max_batch."""
     slo_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 1000.0
@@ -272,6 +281,15 @@ class EngineOptions(_Strict):
                 f"batch_sizes {list(self.batch_sizes)} must lie within 1 and max_batch "
                 f"{self.max_batch}"
             )
+        if self.opt_batch is not None and self.opt_batch > self.max_batch:
+            raise ValueError(
+                f"opt_batch {self.opt_batch} is above max_batch {self.max_batch}: a profile needs "
+                "1 <= opt_batch <= max_batch"
+            )
+        if self.precision == "auto" and not self.fallback:
+            raise ValueError(
+                'fallback = false needs a precision: "int8", "fp16" or "fp32", not "auto"'
+            )
         return self
 
     @property
@@ -285,7 +303,7 @@ class EngineOptions(_Strict):
 class CalibrateOptions(_Strict):
     """``[calibrate]``: how activation ranges are found."""
 
-    method: Literal["mse", "percentile", "minmax"] = "mse"
+    method: Literal["mse", "percentile", "minmax", "entropy", "auto"] = "mse"
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     samples: Annotated[int, Field(ge=1)] = 256
     """At most so many samples of the calibration split are used."""
@@ -298,12 +316,27 @@ class QuantizeOptions(_Strict):
     """Node names that stay in float; a name that the model lacks is an error."""
     include: tuple[str, ...] = ()
     """Node names that are quantized although the defaults would leave them in float."""
+    first: bool = False
+    """Whether the first linear layers become INT8 too."""
+    last: bool = False
+    """Whether the last linear layers become INT8 too."""
+    grouped: bool = False
+    """Whether grouped and depthwise convolutions become INT8 too."""
+    weights: Literal["mse", "minmax"] = "mse"
+    """How the scale of each output channel of a weight is chosen."""
+    equalise: bool = False
+    """Whether channels are scaled between layers so that their ranges are more equal."""
+    bias_correction: bool = True
+    """Whether the mean error of each quantized layer is taken off its bias."""
+    accuracy_budget: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Largest loss of the metric on held back calibration samples; the most sensitive layers stay
+    in float until it holds."""
 
 
 class VerifyOptions(_Strict):
     """``[verify]``: what the engine has to keep on the held-out split."""
 
-    metric: Literal["top1"] = "top1"
+    metric: Literal["top1", "cosine"] = "top1"
     max_drop: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Largest accepted drop of the metric against the FP32 model, as a fraction."""
     min_agreement: Annotated[float, Field(ge=0, le=1)] = 0.97

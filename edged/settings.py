@@ -14,15 +14,7 @@ import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -33,13 +25,11 @@ from pydantic_settings import (
 )
 
 from edged.errors import ConfigError
+from edged.report_settings import ReportSettings, UplinkSettings
+from edged.settings_section import Section as _Section
 
 DEFAULT_FILE = Path("/etc/edged/edged.toml")
 CREDENTIAL_PREFIX = "edged."
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _host_name() -> str:
@@ -131,8 +121,14 @@ class ServeSettings(_Section):
     """Threads of ONNX Runtime inside one operator; 0: one for each core."""
     drain_s: Annotated[float, Field(ge=0, le=600)] = 20.0
     """At SIGTERM, so long is given to what was already accepted."""
+    slo_ms: dict[str, Annotated[float, Field(gt=0, le=3_600_000)]] = Field(default={})
+    """Model -> deadline of a request that names none, instead of its recipe's."""
+    versions: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]] = Field(default={})
+    """Model -> version of the engine to serve, instead of the one that was installed last."""
     stuck_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
     """A stage with work that makes no progress for so long stops the watchdog from being fed."""
+    rebuild: bool = True
+    """Whether an engine for another device or runtime is built anew in the background."""
 
     @model_validator(mode="after")
     def _prefixes(self) -> ServeSettings:
@@ -172,12 +168,36 @@ class TimerSettings(_Section):
         return dict(entry.split("=", 1) for entry in self.models).get(model, self.mode)
 
 
-class ReportSettings(_Section):
-    """``[report]``: what is told besides replies."""
+StreamBytes = Annotated[int, Field(ge=65_536, le=68_719_476_736)]
+StreamAge = Annotated[float, Field(ge=1, le=31_536_000)]
+StreamOverflow = Literal["reject_new", "drop_oldest", "keep_latest"]
 
-    telemetry_interval_s: Annotated[float, Field(ge=0.1, le=86_400)] = 10.0
-    results: Literal["none", "all"] = "none"
-    """Whether each answered request is also published as an event."""
+
+class OutboxSettings(_Section):
+    """``[outbox]``: where reports wait on disk, and how much of it they may use."""
+
+    path: Path = Path("/var/lib/edged/outbox")
+    """Folder of the database."""
+    rollout_max_bytes: StreamBytes = 4 * 1024 * 1024
+    rollout_max_age_s: StreamAge = 90 * 86_400.0
+    rollout_overflow: StreamOverflow = "reject_new"
+    event_max_bytes: StreamBytes = 16 * 1024 * 1024
+    event_max_age_s: StreamAge = 30 * 86_400.0
+    event_overflow: StreamOverflow = "drop_oldest"
+    result_max_bytes: StreamBytes = 256 * 1024 * 1024
+    result_max_age_s: StreamAge = 14 * 86_400.0
+    result_overflow: StreamOverflow = "drop_oldest"
+    telemetry_max_bytes: StreamBytes = 64 * 1024 * 1024
+    telemetry_max_age_s: StreamAge = 7 * 86_400.0
+    telemetry_overflow: StreamOverflow = "drop_oldest"
+    application_ack: tuple[Literal["rollout", "event", "result", "telemetry"], ...] = ("rollout",)
+    """Streams whose events are deleted only after the control plane's own acknowledgement."""
+    max_event_bytes: Annotated[int, Field(ge=1024, le=16_777_216)] = 102_400
+    """An event with a larger body is dropped and counted."""
+    quarantine_max_bytes: Annotated[int, Field(ge=65_536, le=1_073_741_824)] = 4 * 1024 * 1024
+    """What the control plane refused; beyond it the oldest goes."""
+    memory_max_bytes: Annotated[int, Field(ge=65_536, le=1_073_741_824)] = 8 * 1024 * 1024
+    """Events kept in memory while the disk cannot be written, shared evenly by the streams."""
 
 
 class LogSettings(_Section):
@@ -194,15 +214,24 @@ class PathSettings(_Section):
     """Recipes, models and built engines."""
     calib: Path = Path("/var/lib/edged/calib")
     """Calibration sets and ranges."""
+    desired: Path = Path("/var/lib/edged/desired.json")
+    """The last good desired document, taken over at the next start too."""
 
 
 LIVE = frozenset(
     {
         "log.level", "log.format", "report.results", "serve.models", "serve.queue_samples",
-        "serve.drain_s", "serve.stuck_s", "timer.mode", "timer.models", "timer.tune", "timer.adapt",
+        "serve.drain_s", "serve.stuck_s", "report.sample_rate", "report.confidence_below",
+        "report.models", "report.telemetry_interval_s", "serve.slo_ms", "serve.versions",
+        "timer.mode", "timer.models", "timer.tune", "timer.adapt",
     }
 )  # fmt: skip
 """Settings that SIGHUP takes over; the others need a restart. docs/settings.md marks them."""
+
+LOCAL_SECTIONS = frozenset({"device", "broker", "uplink", "outbox", "paths"})
+LOCAL_SETTINGS = frozenset({"serve.reply_prefixes"})
+"""Sections and settings that the control plane may not change: a wrong value would cut the device
+off, or widen what it may be made to publish."""
 
 
 class Settings(BaseSettings):
@@ -217,6 +246,8 @@ class Settings(BaseSettings):
     serve: ServeSettings = Field(default_factory=ServeSettings)
     timer: TimerSettings = Field(default_factory=TimerSettings)
     report: ReportSettings = Field(default_factory=ReportSettings)
+    uplink: UplinkSettings = Field(default_factory=UplinkSettings)
+    outbox: OutboxSettings = Field(default_factory=OutboxSettings)
     log: LogSettings = Field(default_factory=LogSettings)
     paths: PathSettings = Field(default_factory=PathSettings)
 

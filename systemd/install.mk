@@ -11,7 +11,7 @@ BINDIR ?= /usr/local/bin
 # What to install: this checkout, or a wheel that was built before.
 WHEEL ?= .
 # Optional parts of edged; on a device that runs GPU engines add cuda.
-EXTRAS ?= build,images
+EXTRAS ?= build,images,uplink
 # For example: --no-index --find-links=wheels, on a device without a network.
 PIP_ARGS ?=
 
@@ -66,7 +66,7 @@ install-files:
 	install -D -m 644 systemd/edged.sysusers "$(DESTDIR)$(SYSUSERSDIR)/edged.conf"
 	install -D -m 644 systemd/edged.tmpfiles "$(DESTDIR)$(TMPFILESDIR)/edged.conf"
 	install -d "$(VENVDIR)/share/doc/edged" "$(DESTDIR)$(BINDIR)"
-	install -m 644 docs/*.md systemd/mosquitto-edged.conf "$(VENVDIR)/share/doc/edged/"
+	install -m 644 docs/*.md systemd/mosquitto-edged.conf systemd/mosquitto-control.acl "$(VENVDIR)/share/doc/edged/"
 	ln -sfn "$(PREFIX)/bin/edged" "$(DESTDIR)$(BINDIR)/edged"
 
 install-users:

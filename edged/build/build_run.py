@@ -12,7 +12,7 @@ from pathlib import Path
 from edged.build.dataset import Dataset, load_dataset
 from edged.build.identity import sha256, source_digests
 from edged.errors import BuildError, BuildStoppedError, ConfigError, EngineError, EngineRefusedError
-from edged.recipe import MODEL_NAME, Precision, Recipe, load_recipe
+from edged.recipe import MODEL_NAME, Recipe, WantedPrecision, load_recipe
 
 Progress = Callable[[str, float], None]
 """Called with a sentence and the share of the build that is done, 0 to 1."""
@@ -76,7 +76,7 @@ def open_build(
     engines: Path,
     calib: Path,
     progress: Progress,
-    precision: Precision | None = None,
+    precision: WantedPrecision | None = None,
 ) -> BuildRun:
     """Reads the sources of a build.
 
@@ -100,7 +100,10 @@ def open_build(
             "built yet; give it one length"
         )
     if precision is not None:
-        options = recipe.engine.model_copy(update={"precision": precision})
+        # Whoever asks for a comparison on the command line wants one.
+        fallback = recipe.engine.fallback or precision == "auto"
+        update = {"precision": precision, "fallback": fallback}
+        options = recipe.engine.model_copy(update=update)
         recipe = recipe.model_copy(update={"engine": options})
     try:
         model = recipe.model_path.read_bytes()

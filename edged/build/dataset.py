@@ -11,12 +11,13 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edged.build.dataset_files import Array, Labels, SampleFile, SampleFileSpec, open_samples
+from edged.build.sample_function import ENTRY_POINT, open_function
 from edged.errors import BuildError
 from edged.preprocess import into
 from edged.recipe import DTYPES, InputSpec, explain
@@ -31,6 +32,10 @@ FEWEST_CALIBRATION = 8
 FEW_CALIBRATION = 64
 """With fewer samples the build goes on with a warning."""
 
+Part = Literal["all", "held back", "rest"]
+
+_HOLD_BACK = 5  # every fifth calibration sample judges what the others gave
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,10 +49,22 @@ class TrainSpec(_Strict):
 
 
 class SplitSpec(_Strict):
-    """``[calibration]`` and ``[heldout]``."""
+    """``[calibration]`` and ``[heldout]``: files, or a function that makes the samples."""
 
     description: str = ""
-    files: Annotated[tuple[SampleFileSpec, ...], Field(min_length=1)]
+    files: tuple[SampleFileSpec, ...] = ()
+    samples: Annotated[str, Field(pattern=ENTRY_POINT)] | None = None
+    """``module:function``, run by the build; the module may lie beside dataset.toml."""
+    count: Annotated[int, Field(ge=1)] | None = None
+    """Samples that are taken of the function."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SplitSpec:
+        if bool(self.files) == (self.samples is not None):
+            raise ValueError('give either files or samples = "module:function"')
+        if (self.samples is None) != (self.count is None):
+            raise ValueError("count goes with samples, the number that is taken of the function")
+        return self
 
 
 class DatasetSpec(_Strict):
@@ -104,12 +121,15 @@ class Split:
         """Whether every sample has a label."""
         return all(file.labels is not None for file in self.files)
 
-    def batches(self, size: int, limit: int | None = None) -> Iterator[SampleBatch]:
+    def batches(
+        self, size: int, limit: int | None = None, part: Part = "all"
+    ) -> Iterator[SampleBatch]:
         """Streams the samples; no batch spans two files.
 
         Args:
             size: most samples in a batch.
             limit: at most so many samples, spread evenly, since files are often sorted by class.
+            part: of these: ``held back`` is every fifth one, ``rest`` are the others.
 
         Raises:
             BuildError: a value is NaN or infinite, or an image cannot be decoded.
@@ -119,6 +139,9 @@ class Split:
         count = len(self)
         taken = min(count, limit or count)
         chosen = np.arange(taken, dtype=np.intp) * count // taken
+        held_back = np.arange(taken) % _HOLD_BACK == _HOLD_BACK // 2
+        if part != "all":
+            chosen = chosen[held_back if part == "held back" else ~held_back]
         start = 0
         for file in self.files:
             stop = start + file.spec.count
@@ -165,12 +188,12 @@ def load_dataset(folder: Path, inputs: Sequence[InputSpec]) -> Dataset:
         inputs: the recipe's inputs; samples must be of their names, datatypes and shapes.
 
     Raises:
-        BuildError: dataset.toml or a file is missing or wrong, the calibration split is too small,
-            or the held-out split has no labels.
+        BuildError: dataset.toml or a file is missing or wrong, or the calibration split is too
+            small.
     """
     spec = _read_spec(folder / "dataset.toml")
     splits = [
-        Split(name, tuple(open_samples(folder, file, inputs) for file in part.files))
+        Split(name, _open(folder, part, inputs))
         for name, part in (("calibration", spec.calibration), ("heldout", spec.heldout))
     ]
     calibration, heldout = splits
@@ -179,14 +202,13 @@ def load_dataset(folder: Path, inputs: Sequence[InputSpec]) -> Dataset:
             f"the calibration split has {len(calibration)} samples, at least {FEWEST_CALIBRATION} "
             f"are needed and {FEW_CALIBRATION} or more are wise; add samples to {folder}"
         )
-    for file in heldout.files:
-        if file.labels is None:
-            raise BuildError(
-                f"{file.spec.path} of the held-out split has no labels, but accuracy is measured "
-                "on it; add them: an array 'labels' in an .npz, the field labels beside an .npy, "
-                "labels.csv in a folder of images"
-            )
     return Dataset(spec, calibration, heldout, _warnings(calibration, heldout))
+
+
+def _open(folder: Path, part: SplitSpec, inputs: Sequence[InputSpec]) -> tuple[SampleFile, ...]:
+    if part.samples is not None and part.count is not None:
+        return (open_function(folder, part.samples, part.count, inputs),)
+    return tuple(open_samples(folder, file, inputs) for file in part.files)
 
 
 def _read_spec(path: Path) -> DatasetSpec:
@@ -211,6 +233,13 @@ def _warnings(calibration: Split, heldout: Split) -> tuple[str, ...]:
         found.append(
             f"the calibration split has only {len(calibration)} samples; with fewer than "
             f"{FEW_CALIBRATION} the ranges may miss what the model meets later"
+        )
+    if not heldout.labelled:
+        unlabelled = next(file.spec.path for file in heldout.files if file.labels is None)
+        found.append(
+            f"{unlabelled} of the held-out split has no labels, so the engine is only compared "
+            "with the FP32 model and no accuracy is known; add them: an array 'labels' in an "
+            ".npz, the field labels beside an .npy, labels.csv in a folder of images"
         )
     shared = {file.spec.sha256 for file in calibration.files} & {
         file.spec.sha256 for file in heldout.files

@@ -18,10 +18,12 @@ from typing import Any
 from edged.build.plan import (
     Plan,
     PlanJob,
+    PlanLayer,
     ProfileShape,
     TypedGraphs,
     check_profile,
     check_profile_names,
+    layers_from_inspector,
     layers_from_log,
 )
 from edged.build.plan_progress import PhaseTree
@@ -78,7 +80,17 @@ def tensorrt_plan(
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BuildError(f"TensorRT could not build the engine: {_said(logger)}")
-    return Plan(bytes(plan), layers_from_log(logger.lines))
+    data = bytes(plan)
+    return Plan(data, layers_from_log(logger.lines) or _inspected_layers(trt, data, logger))
+
+
+def _inspected_layers(trt: ModuleType, plan: bytes, logger: Any) -> tuple[PlanLayer, ...]:
+    """Layers from the engine inspector, for builders that do not log them; needs a device."""
+    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    if engine is None:
+        return ()
+    inspector = engine.create_engine_inspector()
+    return layers_from_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def strongly_typed(trt: Any) -> bool:

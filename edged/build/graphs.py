@@ -5,21 +5,35 @@ Each graph is made when it is first asked for: a build in FP32 does not calibrat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from typing import Any
 
 import onnx
 
 from edged.build import fp16, onnx_graph, placement, quantize
+from edged.build.batch_axis import check_batch_axis
 from edged.build.build_run import BuildRun
-from edged.build.calibrate import calibrate
 from edged.build.dataset import model_inputs
-from edged.build.identity import RANGES_FILE, calibration_sources
+from edged.build.histogram import Histogram
+from edged.build.identity import (
+    HALF_VERSION,
+    NORMALISER_VERSION,
+    QUANTIZER_VERSION,
+    calibration_sources,
+    sha256,
+)
+from edged.build.int8 import Int8Line
+from edged.build.normalise import normalise
 from edged.build.placement import Placement
 from edged.build.plan import TypedGraphs
 from edged.build.precision import Variant
-from edged.build.ranges import Ranges, Sources, read_ranges, write_ranges
+from edged.build.ranges import Ranges
+from edged.build.sensitivity import LayerCost
+from edged.build.stages import Stages
+from edged.errors import BuildError
 from edged.runners import Array
 from edged.runners.onnx import FloatGraph
 
@@ -36,6 +50,9 @@ class Quantized:
     layers: tuple[str, ...]
     placement: Placement | None = None
     ranges: Ranges | None = None
+    costs: tuple[LayerCost, ...] = ()
+    histograms: Callable[[], Mapping[str, Histogram]] = dict
+    """What calibration saw, by tensor; may have to run the samples for it."""
 
 
 class ModelGraphs:
@@ -43,11 +60,13 @@ class ModelGraphs:
 
     Args:
         build: its sources.
+        stages: graphs that an earlier build finished.
         force: calibrate although nothing has changed.
     """
 
-    def __init__(self, build: BuildRun, *, force: bool = False) -> None:
+    def __init__(self, build: BuildRun, stages: Stages, *, force: bool = False) -> None:
         self._build = build
+        self._stages = stages
         self._force = force
 
     def __repr__(self) -> str:
@@ -63,24 +82,43 @@ class ModelGraphs:
         weak = self.quantized.model if int8 else self.single
         if not variant.half:
             return TypedGraphs(weak, weak), {}
-        peaks = self._peaks
-        with self._build.stage("fp16", "turning the graph into FP16", 0.54):
-            half = fp16.to_half(onnx.load_from_string(weak), peaks)
-        return TypedGraphs(half.model, weak), half.kept
+        return self._half(variant, weak)
+
+    def _half(self, variant: Variant, weak: bytes) -> tuple[TypedGraphs, dict[str, str]]:
+        stage = f"fp16-{variant.precision}"
+        kept: dict[str, str] = {}
+
+        def make() -> bytes:
+            peaks = self._peaks
+            with self._build.stage("fp16", "turning the graph into FP16", 0.54):
+                half = fp16.to_half(onnx.load_from_string(weak), peaks)
+            kept.update(half.kept)
+            return half.model
+
+        sources = calibration_sources(self._build.recipe, self._build.dataset)
+        inputs: dict[str, Any] = {
+            "graph": sha256(weak),
+            "calibration": sources.model_dump(),
+            "version": HALF_VERSION,
+        }
+        model = self._stages.get(stage, inputs, make)
+        document = self._stages.get(f"{stage}-kept", inputs, lambda: json.dumps(kept).encode())
+        return TypedGraphs(model, weak), dict(json.loads(document))
 
     @cached_property
     def reference(self) -> bytes:
         """What engines are compared with: the model itself, without Q/DQ pairs it may have."""
         if onnx_graph.has_quantization(self._source):
             return quantize.without_pairs(self._source)
-        return self._build.model
+        # The file's own shapes may be others than those that the recipe gives it.
+        return self.single if self._build.recipe.model.reshape else self._build.model
 
     @cached_property
     def single(self) -> bytes:
         """The FP32 graph with the recipe's shapes."""
         if onnx_graph.has_quantization(self._source):
             return self.reference
-        return bytes(self._normalised.SerializeToString(deterministic=True))
+        return self._normal_form
 
     @cached_property
     def quantized(self) -> Quantized:
@@ -92,14 +130,41 @@ class ModelGraphs:
         build, source = self._build, self._source
         own = onnx_graph.has_quantization(source)
         model = source if own else self._normalised
-        with build.stage("place", "choosing the layers for INT8", 0.04):
-            if own:
+        if own:
+            with build.stage("place", "looking at the model's own Q/DQ nodes", 0.04):
                 return Quantized(build.model, placement.quantized_nodes(model))
-            placed = placement.place(model, build.recipe.quantize)
-        ranges = self._ranges(placed)
-        with build.stage("quantize", f"quantizing {len(placed.layers)} layers", 0.5):
-            data = quantize.quantize(model, placed, ranges.thresholds())
-        return Quantized(data, tuple(layer.node for layer in placed.layers), placed, ranges)
+        line = Int8Line(build, model, force=self._force)
+        choice = line.choose()
+        placed, ranges = choice.placement, choice.ranges
+        data = self._stages.get(
+            "quantized",
+            {
+                "normalised": sha256(self.single),
+                "placement": sha256(repr(_plain(asdict(placed))).encode()),
+                "options": build.recipe.quantize.model_dump(mode="json"),
+                "calibration": ranges.sources.model_dump(),
+                "method": ranges.method,
+                "thresholds": sha256(json.dumps(ranges.thresholds(), sort_keys=True).encode()),
+                "quantizer": QUANTIZER_VERSION,
+            },
+            lambda: line.quantize(choice),
+        )
+        layers = tuple(layer.node for layer in placed.layers)
+        return Quantized(data, layers, placed, ranges, choice.costs, partial(line.seen, placed))
+
+    def scan(self) -> tuple[LayerCost, ...]:
+        """The layers that would be INT8, the one that costs the most accuracy first.
+
+        Raises:
+            BuildError: the sources are wrong, or the model brings its own Q/DQ nodes.
+        """
+        if onnx_graph.has_quantization(self._source):
+            raise BuildError(
+                "the model brings its own Q/DQ nodes, which are taken as they are; give the float "
+                "model to have its layers ranked"
+            )
+        line = Int8Line(self._build, self._normalised, force=self._force)
+        return line.scan(line.choose())
 
     @cached_property
     def _source(self) -> onnx.ModelProto:
@@ -108,38 +173,36 @@ class ModelGraphs:
 
     @cached_property
     def _normalised(self) -> onnx.ModelProto:
-        shapes = {spec.name: spec.model_shape for spec in self._build.recipe.input}
-        source = self._source
-        with self._build.stage("read", "normalising the model", 0.03):
-            return onnx_graph.normalise(source, shapes)
+        return onnx.load_from_string(self._normal_form)
 
-    def _ranges(self, placed: Placement) -> Ranges:
-        build, path = self._build, self._build.calib / RANGES_FILE
-        sources = calibration_sources(build.recipe, build.dataset)
-        with build.stage("ranges", "comparing ranges.json with its sources", 0.05):
-            known = None if self._force else read_ranges(path)
-            why = ["there are none"]
-            if known is not None:
-                why = known.differences(sources, build.recipe.calibrate, placed.tensors)
-                if not why:
-                    return known
-        with build.stage("calibrate", f"calibrating, known ranges: {', '.join(why)}", 0.06):
-            ranges = self._calibrate(sorted(placed.tensors), sources)
-            write_ranges(path, ranges)
-        return ranges
+    @cached_property
+    def _normal_form(self) -> bytes:
+        recipe = self._build.recipe
+        shapes = {spec.name: spec.model_shape for spec in recipe.input}
 
-    def _calibrate(self, tensors: list[str], sources: Sources) -> Ranges:
-        options = self._build.recipe.calibrate
-        names = {spec.name for spec in self._build.recipe.input}
-        inner = [name for name in tensors if name not in names]
-        graph = FloatGraph(onnx_graph.with_outputs(self._normalised, inner))
-        return calibrate(
-            lambda inputs: graph.run(inputs, inner),
-            self._samples(_BATCH, options.samples, "calibrated", 0.06, 0.44),
-            tensors,
-            options,
-            sources,
-        )
+        def make() -> bytes:
+            source = self._source
+            with self._build.stage("read", "normalising the model", 0.03):
+                model = normalise(source, shapes, reshape=recipe.model.reshape)
+                data = bytes(model.SerializeToString(deterministic=True))
+                self._check_batch_axis(data)
+            return data
+
+        inputs = {
+            "model": recipe.model.sha256,
+            "reshape": recipe.model.reshape,
+            "version": NORMALISER_VERSION,
+        }
+        return self._stages.get("normalised", {**inputs, "shapes": _plain(shapes)}, make)
+
+    def _check_batch_axis(self, model: bytes) -> None:
+        recipe = self._build.recipe
+        names = [spec.name for spec in recipe.output]
+        graph = FloatGraph(model)
+        batch = next(iter(self._build.dataset.calibration.batches(2)))
+        if len(batch) == 2:
+            pair = model_inputs(batch.inputs, recipe.input)
+            check_batch_axis(lambda inputs: graph.run(inputs, names), pair)
 
     @cached_property
     def _peaks(self) -> dict[str, float]:
@@ -164,3 +227,12 @@ class ModelGraphs:
             done += len(batch)
             sentence = f"{verb} {done} of {total} samples"
             self._build.tell(sentence, begin + width * done / total)
+
+
+def _plain(value: Any) -> Any:
+    """The same value in an order that does not depend on the run: sets are sorted."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in sorted(value.items())}
+    if isinstance(value, (set, frozenset)):
+        return sorted((_plain(item) for item in value), key=repr)
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -15,12 +15,21 @@ from typing import Any
 
 from edged.build.dataset import Dataset
 from edged.build.plan import profile_of
-from edged.build.precision import Variant
+from edged.build.precision import Ladder
 from edged.build.ranges import Sources
 from edged.recipe import Recipe
 
-BUILD_VERSION = 3
+BUILD_VERSION = 4
 """Raise it when the same sources give another engine: every engine is then built again."""
+
+NORMALISER_VERSION = 1
+"""Raise it when `normalise` makes another graph from the same model."""
+
+QUANTIZER_VERSION = 1
+"""Raise it when `quantize` makes another graph from the same placement and ranges."""
+
+HALF_VERSION = 1
+"""Raise it when `fp16.to_half` makes another graph."""
 
 RANGES_FILE = "ranges.json"
 
@@ -41,10 +50,22 @@ def source_digests(recipe: Recipe, dataset: Dataset, calib: Path) -> dict[str, s
     ranges = calib / RANGES_FILE
     return {
         "model": recipe.model.sha256,
-        "recipe": sha256((recipe.folder / "recipe.toml").read_bytes()),
+        "recipe": recipe_digest(recipe),
         "dataset": dataset.digest,
         "ranges": sha256(ranges.read_bytes()) if ranges.is_file() else "",
     }
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """sha256 of what a recipe says, without what is for people only; comments do not count.
+
+    The precision that the call asks for instead of the file's is part of it.
+    """
+    document = recipe.model_dump(
+        mode="json",
+        exclude={"name": True, "folder": True, "model": {"description", "source", "license"}},
+    )
+    return sha256(json.dumps(document, sort_keys=True).encode())
 
 
 def engine_key(
@@ -66,18 +87,19 @@ def engine_key(
     return sha256(json.dumps(document, sort_keys=True).encode())
 
 
-def engine_options(recipe: Recipe, variants: Sequence[Variant]) -> dict[str, Any]:
+def engine_options(recipe: Recipe, ladders: Sequence[Ladder]) -> dict[str, Any]:
     """How an engine is built: what was asked for, not what came of it.
 
     So an engine that fell back to another precision is not built again and again.
 
     Args:
         recipe: with the precision that was asked for.
-        variants: in the order in which they are tried.
+        ladders: variants in the order in which they are tried.
     """
-    profile = profile_of(recipe.input, recipe.engine.max_batch)
+    engine = recipe.engine
+    profile = profile_of(recipe.input, engine.max_batch, engine.opt_batch)
     return {
-        "variants": [asdict(variant) for variant in variants],
+        "variants": [[asdict(variant) for variant in ladder] for ladder in ladders],
         "aux_streams": recipe.engine.aux_streams,
         "profile": {name: asdict(shape) for name, shape in profile.items()},
     }

@@ -8,7 +8,7 @@ addition fuses into the convolution; what meets in a Concat shares one range.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import onnx
@@ -80,12 +80,15 @@ class Placement:
         }
 
 
-def place(model: onnx.ModelProto, options: QuantizeOptions) -> Placement:
+def place(
+    model: onnx.ModelProto, options: QuantizeOptions, left_out: Mapping[str, str] | None = None
+) -> Placement:
     """Decides what becomes INT8.
 
     Args:
         model: a normalised model.
         options: the recipe's names to include and to exclude.
+        left_out: further layers that stay in float -> why.
 
     Raises:
         BuildError: an unknown name, one that cannot be included, or nothing is left to quantize.
@@ -94,13 +97,13 @@ def place(model: onnx.ModelProto, options: QuantizeOptions) -> Placement:
     _check_names(index, options)
     linear = [node for node in index.nodes if node.op_type in LINEAR]
     impossible = {node.name: why for node in linear if (why := _impossible(index, node))}
-    unwise = _first_and_last(index, [n for n in linear if _has_constant_weight(index, n)])
-    unwise |= {node.name: why for node in linear if (why := _grouped(node))}
+    unwise = _unwise(index, linear, options) | _on_one_position(model, linear)
     if stuck := [name for name in options.include if name in impossible]:
         raise BuildError(f"node {stuck[0]!r} cannot be quantized: {impossible[stuck[0]]}")
     kept = {**unwise, **impossible}
     kept = {name: why for name, why in kept.items() if name not in options.include}
     kept |= {node.name: "excluded by the recipe" for node in linear if node.name in options.exclude}
+    kept |= {name: why for name, why in (left_out or {}).items() if name not in kept}
     layers = tuple(_layer(node) for node in linear if node.name not in kept)
     if not layers:
         raise BuildError(_nothing(kept))
@@ -157,6 +160,31 @@ def _impossible(index: GraphIndex, node: onnx.NodeProto) -> str:
         return f"the weight is {onnx.TensorProto.DataType.Name(weight.data_type)}, not FLOAT"
     flat = node.op_type != "MatMul" or len(weight.dims) == 2
     return "" if flat else f"the weight has {len(weight.dims)} dimensions, not 2"
+
+
+def _unwise(
+    index: GraphIndex, linear: list[onnx.NodeProto], options: QuantizeOptions
+) -> dict[str, str]:
+    """Layers that could become INT8, and that the options' defaults leave in float -> why."""
+    ends = _first_and_last(index, [n for n in linear if _has_constant_weight(index, n)])
+    wanted = {"first linear layer": options.first, "last linear layer": options.last}
+    found = {name: why for name, why in ends.items() if not wanted[why]}
+    if not options.grouped:
+        found |= {node.name: why for node in linear if (why := _grouped(node))}
+    return found
+
+
+def _on_one_position(model: onnx.ModelProto, linear: list[onnx.NodeProto]) -> dict[str, str]:
+    """Convolutions of a pooled image, as in squeeze and excitation: they gate whole channels."""
+    sizes = {
+        item.name: [dim.dim_value for dim in item.type.tensor_type.shape.dim][2:]
+        for item in (*model.graph.value_info, *model.graph.output)
+    }
+    return {
+        node.name: "convolves a single position: too little work to pay for INT8"
+        for node in linear
+        if node.op_type == "Conv" and set(sizes.get(node.output[0], ())) == {1}
+    }
 
 
 def _grouped(node: onnx.NodeProto) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -107,13 +109,53 @@ class PlanAnswer(BaseModel):
     layers: tuple[PlanLayer, ...] = ()
 
 
-def profile_of(inputs: Sequence[InputSpec], max_batch: int) -> dict[str, ProfileShape]:
-    """One optimization profile: batches from 1 to max_batch, tuned for the middle."""
-    middle = (max_batch + 1) // 2
-    return {
-        spec.name: ProfileShape(*((size, *spec.model_shape) for size in (1, middle, max_batch)))
+def fallen_back(quantized: Sequence[str], layers: Sequence[PlanLayer]) -> dict[str, str]:
+    """Nodes that should be INT8, but that the builder computes in float -> how, by its own account.
+
+    Args:
+        quantized: names of the ONNX nodes with Q/DQ pairs on their inputs.
+        layers: as the builder or the inspector tells them; empty: nothing is known.
+    """
+    if not layers:
+        return {}
+    inside = {node for layer in layers if layer.int8 for node in layer.nodes}
+    return {name: _how(name, layers) for name in quantized if name not in inside}
+
+
+def _how(name: str, layers: Sequence[PlanLayer]) -> str:
+    holding = [layer for layer in layers if name in layer.nodes]
+    linear = [layer for layer in holding if layer.linear]
+    if not holding:
+        return "no layer names this node: it was folded into a constant or into another layer"
+    layer = (linear or holding)[0]
+    reads = "x".join(layer.inputs[:2]) or "unknown types"
+    return (
+        f"layer {layer.name!r} ({layer.kind}) reads {reads}: the builder has no INT8 kernel that "
+        "fits here, or took a float one for being faster"
+    )
+
+
+def profile_of(
+    inputs: Sequence[InputSpec], max_batch: int, opt_batch: int | None = None
+) -> dict[str, ProfileShape]:
+    """One optimization profile: batches from 1 to max_batch.
+
+    Args:
+        inputs: the recipe's.
+        max_batch: the largest batch.
+        opt_batch: what it is tuned for; None: the middle.
+
+    Raises:
+        BuildError: not 1 <= opt_batch <= max_batch.
+    """
+    optimum = opt_batch or (max_batch + 1) // 2
+    shapes = {
+        spec.name: ProfileShape(*((size, *spec.model_shape) for size in (1, optimum, max_batch)))
         for spec in inputs
     }
+    for name, shape in shapes.items():
+        check_profile(name, shape)
+    return shapes
 
 
 def check_profile(name: str, shape: ProfileShape) -> None:
@@ -165,6 +207,45 @@ def layers_from_log(lines: Sequence[str]) -> tuple[PlanLayer, ...]:
         if match
     )
 
+
+def layers_from_inspector(text: str) -> tuple[PlanLayer, ...]:
+    """Layers from the engine inspector's JSON, at detailed profiling verbosity.
+
+    TensorRT 8 and 10 tell one ``Format/Datatype`` in words, 11 tells both apart; what is missing
+    or of another form is left out. Without details a layer is its name only.
+    """
+    try:
+        listed = json.loads(text)["Layers"]
+    except (ValueError, KeyError, TypeError):
+        return ()
+    layers = listed if isinstance(listed, list) else []
+    return tuple(_inspected(item) for item in layers if isinstance(item, dict))
+
+
+def _inspected(item: Mapping[str, Any]) -> PlanLayer:
+    return PlanLayer(
+        name=str(item.get("Name", "")),
+        kind=str(item.get("LayerType", "")),
+        inputs=_inspected_types(item.get("Inputs")),
+        outputs=_inspected_types(item.get("Outputs")),
+        nodes=tuple(_NODE.findall(str(item.get("Metadata", "")))),
+    )
+
+
+def _inspected_types(tensors: Any) -> tuple[str, ...]:
+    listed = tensors if isinstance(tensors, list) else []
+    known = [tensor for tensor in listed if isinstance(tensor, dict)]
+    words = (str(each.get("Datatype") or each.get("Format/Datatype", "")) for each in known)
+    found = (_WORD_TYPE.search(word) for word in words)
+    return tuple(_TYPE_NAMES[match[0].upper()] if match else "unknown" for match in found)
+
+
+_TYPE_NAMES = {
+    "INT8": "Int8", "FP16": "Half", "HALF": "Half", "FP32": "Float", "FLOAT": "Float",
+    "BF16": "BFloat16", "BFLOAT16": "BFloat16", "FP8": "Fp8", "INT32": "Int32", "INT64": "Int64",
+    "BOOL": "Bool",
+}  # fmt: skip
+_WORD_TYPE = re.compile(r"\b(?:" + "|".join(_TYPE_NAMES) + r")\b", re.IGNORECASE)
 
 _LAYER = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\](?:, Constants: "

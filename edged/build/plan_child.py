@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import json
 import os
+import platform
 import signal
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ from edged.build.plan import ChildFile, PlanAnswer, PlanJob, TypedGraphs
 from edged.errors import BuildError
 
 _PR_SET_PDEATHSIG = 1
+_IOPRIO_SET = {"x86_64": 251, "aarch64": 30}  # system call numbers; the C library has no function
+_IOPRIO_IDLE = 3 << 13  # class "idle": the disk only when nobody else wants it
 _LEAST_STEP = 0.01
 
 
@@ -41,8 +44,12 @@ def main(arguments: list[str]) -> int:
 
 
 def _step_back(parent: int, nice: int) -> None:
-    """Behind the service for processor and memory, and gone when the parent is."""
+    """Behind the service for processor, disk and memory, and gone when the parent is."""
     os.nice(nice)
+    number = _IOPRIO_SET.get(platform.machine())
+    if number is not None:
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(None).syscall(number, 1, 0, _IOPRIO_IDLE)
     # Where memory runs out the kernel ends the process with the highest score.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")

@@ -92,7 +92,18 @@ def build_plan(
         BuildError: TensorRT refuses the model or crashes on it.
         BuildStoppedError: the child was killed, ran into a limit or was cancelled.
     """
-    limits = limits or BuildLimits()
+    try:
+        return _build_plan(request, workplace, limits or BuildLimits(), progress)
+    except OSError as err:
+        raise BuildStoppedError(
+            f"the files of the build process cannot be written: {err.strerror or err}; free space "
+            "where the engines lie, or build as the user that owns them"
+        ) from err
+
+
+def _build_plan(
+    request: PlanRequest, workplace: Path, limits: BuildLimits, progress: Progress
+) -> BuiltPlan:
     with tempfile.TemporaryDirectory(prefix=".plan.", dir=workplace) as name:
         folder = Path(name)
         _write_job(folder, request)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from edged.errors import BuildError, BuildStoppedError, EngineError, EngineRefusedError
@@ -33,65 +33,75 @@ class Variant:
         return self.precision == "fp16" or self.fp16_rest
 
 
+Ladder = tuple[Variant, ...]
+"""Variants in the order in which they are tried; the next one only if the one before fails."""
+
+
 @dataclass(frozen=True)
-class Choice(Generic[T]):
-    """The first variant that could be had.
+class Found(Generic[T]):
+    """What could be had.
 
     Attributes:
-        variant: it.
-        result: what the attempt gave.
-        notes: why those before it could not.
+        passed: what each successful attempt gave, in the order of the ladders.
+        failed: why the other ones could not.
     """
 
-    variant: Variant
-    result: T
-    notes: tuple[str, ...]
+    passed: dict[Variant, T] = field(default_factory=dict)
+    failed: dict[Variant, str] = field(default_factory=dict)
+
+    def notes(self) -> tuple[str, ...]:
+        """Why some could not be had, a sentence each."""
+        return tuple(f"{variant} could not be had: {why}" for variant, why in self.failed.items())
 
 
-def ladder(options: EngineOptions, *, gpu: bool) -> tuple[Variant, ...]:
-    """Variants in the order in which they are tried; the first one is what was asked for.
+def ladders(options: EngineOptions, *, gpu: bool) -> tuple[Ladder, ...]:
+    """What is built: of each ladder the first variant that can be had.
 
-    On a CPU, FP16 gains nothing over FP32 and is built only if it was asked for.
+    ``auto`` has one ladder for each precision, so that all are built and can be compared. A
+    precision that was asked for has one ladder, from it down to FP32. On a CPU, ONNX Runtime
+    computes FP16 graphs in FP32 with casts between: FP16 is built only if it was asked for.
     """
-    int8 = [Variant("int8")]
+    int8: Ladder = (Variant("int8"),)
     if gpu and options.fp16_rest:
-        int8.insert(0, Variant("int8", fp16_rest=True))
-    below = [Variant("fp32")]
-    if gpu or options.precision == "fp16":
-        below.insert(0, Variant("fp16"))
-    rungs = {"int8": [*int8, *below], "fp16": below, "fp32": [Variant("fp32")]}
+        int8 = (Variant("int8", fp16_rest=True), *int8)
+    fp16: Ladder = (Variant("fp16"),) if gpu or options.precision == "fp16" else ()
+    fp32: Ladder = (Variant("fp32"),)
+    if options.precision == "auto":
+        return tuple(ladder for ladder in (int8, fp16, fp32) if ladder)
+    rungs = {"int8": int8 + fp16 + fp32, "fp16": fp16 + fp32, "fp32": fp32}
     wanted = rungs[options.precision]
-    return tuple(wanted if options.fallback else wanted[:1])
+    return (wanted if options.fallback else wanted[:1],)
 
 
-def first_usable(variants: Sequence[Variant], attempt: Callable[[Variant], T]) -> Choice[T]:
-    """Tries variants in order until one succeeds.
+def attempt_all(all_ladders: Sequence[Ladder], attempt: Callable[[Variant], T]) -> Found[T]:
+    """Tries the variants of each ladder in order until one of it succeeds.
 
     Args:
-        variants: at least one.
-        attempt: builds, measures and verifies an engine.
+        all_ladders: at least one variant in all.
+        attempt: builds, runs and verifies an engine.
 
     Raises:
         BuildError: none succeeded, with each reason; a single reason is given as it is.
         BuildStoppedError: an attempt was ended from outside; no other one is made.
     """
-    reasons: dict[Variant, str] = {}
-    for variant in variants:
-        found = _try(variant, attempt)
-        if isinstance(found, Choice):
-            notes = tuple(f"{failed} could not be had: {why}" for failed, why in reasons.items())
-            return Choice(variant, found.result, notes)
-        reasons[variant] = found
+    found: Found[T] = Found()
+    for ladder in all_ladders:
+        _attempt_one_of(ladder, attempt, found)
+    if found.passed:
+        return found
+    reasons = found.failed
     if len(set(reasons.values())) == 1:
         raise BuildError(next(iter(reasons.values())))
     raise BuildError("; ".join(f"{variant}: {why}" for variant, why in reasons.items()))
 
 
-def _try(variant: Variant, attempt: Callable[[Variant], T]) -> Choice[T] | str:
-    """What came of one attempt, or why nothing did."""
-    try:
-        return Choice(variant, attempt(variant), ())
-    except BuildStoppedError:
-        raise
-    except (BuildError, EngineError, EngineRefusedError) as err:
-        return err.message
+def _attempt_one_of(ladder: Ladder, attempt: Callable[[Variant], T], found: Found[T]) -> None:
+    for variant in ladder:
+        try:
+            found.passed[variant] = attempt(variant)
+        except BuildStoppedError:  # noqa: PERF203  # a few attempts, seconds each
+            raise
+        except (BuildError, EngineError, EngineRefusedError) as err:
+            found.failed[variant] = err.message
+        else:
+            return

@@ -43,6 +43,8 @@ class TensorRange(_Strict):
     """Share of values that are exactly zero."""
     clipped: float
     """Share of values above the threshold."""
+    lost: float = 0.0
+    """Share of the values other than zero that are rounded to zero."""
     sqnr_db: float
     """Signal to quantization noise of this tensor alone at the threshold, from the histogram."""
 
@@ -70,8 +72,12 @@ class Ranges(_Strict):
     tool: str = f"edged {__version__}"
     """What wrote the file; for the reader, a build does not compare it."""
     sources: Sources
-    method: Literal["mse", "percentile", "minmax"]
+    method: Literal["mse", "percentile", "minmax", "entropy", "auto"]
     percentile: float | None = None
+    chosen: str = ""
+    """With ``auto``: the candidate that was best."""
+    scores: Mapping[str, float] = {}
+    """With ``auto``: output SQNR in dB on the samples that were held back, by candidate."""
     samples: int
     """Samples that were run."""
     tensors: Mapping[str, TensorRange]

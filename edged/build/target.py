@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from edged.build.identity import sha256
+from edged.build.memory import available_bytes, workspace_bytes
 from edged.build.plan import PlanJob, PlanLayer, TypedGraphs, profile_of
 from edged.build.plan_process import BuildLimits, PlanRequest, build_plan
 from edged.build.precision import Variant
+from edged.device import read_device
 from edged.errors import EngineRefusedError
 from edged.recipe import Recipe
 from edged.runners import Runner, fingerprint, input_specs, output_specs
@@ -52,6 +54,29 @@ class Order:
 
 
 @dataclass(frozen=True)
+class Bench:
+    """Sizes of the two graphs that `peaks` measures a device with.
+
+    Attributes:
+        rows: batch of the product that measures operations.
+        columns: its width.
+        steps: products in a row, short and long graph.
+        wide: width of the matrices that measure bytes; one of them is larger than any cache.
+        reads: such matrices, short and long graph.
+    """
+
+    rows: int
+    columns: int
+    steps: tuple[int, int]
+    wide: int
+    reads: tuple[int, int]
+
+
+_CPU = Bench(rows=256, columns=512, steps=(1, 5), wide=3072, reads=(1, 4))
+_GPU = Bench(rows=1024, columns=4096, steps=(4, 36), wide=4096, reads=(1, 5))
+
+
+@dataclass(frozen=True)
 class Target:
     """Where an engine shall run.
 
@@ -61,6 +86,7 @@ class Target:
         make: turns an order into an engine; raises `BuildError`.
         open: loads what was made; raises `EngineRefusedError`.
         reason: why it is this one, where nobody chose it.
+        bench: how it is measured for the roofline of the report; None: it is not.
     """
 
     runner: Kind
@@ -68,6 +94,7 @@ class Target:
     make: Callable[[Order, Tell], Made]
     open: Callable[[Order, Made], Runner]
     reason: str = field(default="", compare=False)
+    bench: Bench | None = None
 
 
 def choose_target(
@@ -125,6 +152,7 @@ def onnx_target(reason: str = "") -> Target:
         lambda order, _tell: Made(order.graphs.strong),
         open_onnx,
         reason,
+        _CPU,
     )
 
 
@@ -150,7 +178,8 @@ def tensorrt_target(device: str, limits: BuildLimits) -> Target:
             cache=order.workplace / CACHE_FILE,
         )
 
-    return Target("tensorrt", bound_to, plan_maker(device, bound_to, limits), open_plan)
+    make = plan_maker(device, bound_to, limits)
+    return Target("tensorrt", bound_to, make, open_plan, bench=_GPU)
 
 
 def plan_maker(
@@ -174,9 +203,11 @@ def plan_maker(
 
 def plan_job(recipe: Recipe, variant: Variant) -> PlanJob:
     """What TensorRT is asked for."""
+    available = available_bytes()
     return PlanJob(
         precision=variant.precision,
         fp16_rest=variant.fp16_rest,
-        profiles=(profile_of(recipe.input, recipe.engine.max_batch),),
+        profiles=(profile_of(recipe.input, recipe.engine.max_batch, recipe.engine.opt_batch),),
         aux_streams=recipe.engine.aux_streams,
+        workspace_bytes=workspace_bytes(recipe.engine.workspace_mib, read_device(), available),
     )

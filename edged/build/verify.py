@@ -84,9 +84,11 @@ class Comparison:
             )
         wanted, found = (np.asarray(rows, np.float64).reshape(-1) for rows in (reference, engine))
         for who, values in (("FP32 model", wanted), ("engine", found)):
-            if not np.isfinite(values).all():
+            bad = int(values.size - np.isfinite(values).sum())
+            if bad:
                 raise BuildError(
-                    f"output {name!r} of the {who} is NaN or infinite on the held-out split"
+                    f"output {name!r} of the {who} is NaN or infinite on the held-out split, in "
+                    f"{bad} of {values.size} values of one batch"
                 )
         error = wanted - found
         sums = np.array([wanted @ wanted, found @ found, wanted @ found, error @ error])
@@ -114,30 +116,56 @@ class Comparison:
         return {name: round(value, 6) for name, value in found.items()}
 
 
+def loss(metrics: Mapping[str, float], options: VerifyOptions) -> float:
+    """What is lost of the recipe's metric against the FP32 model, as a fraction; 0 is nothing.
+
+    ``top1``: the drop of the accuracy, or without labels the share of samples whose largest entry
+    is another one. ``cosine``: what the cosine similarity of the outputs lacks to 1.
+    """
+    if options.metric == "cosine":
+        return 1 - metrics["cosine"]
+    if "fp32_top1" in metrics:
+        return round(metrics["fp32_top1"] - metrics["engine_top1"], 6)
+    return 1 - metrics["agreement"]
+
+
 def judge(metrics: Mapping[str, float], samples: int, options: VerifyOptions) -> Verdict:
     """Compares metrics with the recipe's gates.
 
     Args:
-        metrics: from `Comparison.metrics`; without labels the accuracy gate does not apply.
+        metrics: from `Comparison.metrics`.
         samples: size of the held-out split.
         options: the recipe's gates.
     """
     reasons = []
-    if "fp32_top1" in metrics:
-        drop = round(metrics["fp32_top1"] - metrics["engine_top1"], 6)
+    drop = loss(metrics, options)
+    if options.metric == "cosine":
         if drop > options.max_drop:
             reasons.append(
-                f"top-1 accuracy fell from {metrics['fp32_top1']:.4f} to "
-                f"{metrics['engine_top1']:.4f}, by {drop:.4f}; max_drop allows {options.max_drop}"
+                f"the cosine similarity of the outputs is {metrics['cosine']:.6f}, {drop:.6f} "
+                f"below 1; max_drop allows {options.max_drop}"
             )
+    else:
+        reasons += _judge_answers(metrics, samples, options)
+    return Verdict(
+        passed=not reasons, samples=samples, metrics=dict(metrics), reasons=tuple(reasons)
+    )
+
+
+def _judge_answers(metrics: Mapping[str, float], samples: int, options: VerifyOptions) -> list[str]:
+    reasons = []
+    drop = loss(metrics, options)
+    if "fp32_top1" in metrics and drop > options.max_drop:
+        reasons.append(
+            f"top-1 accuracy fell from {metrics['fp32_top1']:.4f} to "
+            f"{metrics['engine_top1']:.4f}, by {drop:.4f}; max_drop allows {options.max_drop}"
+        )
     if metrics["agreement"] < options.min_agreement:
         reasons.append(
             f"the engine agrees with the FP32 model on {metrics['agreement']:.4f} of "
             f"{samples} samples; min_agreement asks for {options.min_agreement}"
         )
-    return Verdict(
-        passed=not reasons, samples=samples, metrics=dict(metrics), reasons=tuple(reasons)
-    )
+    return reasons
 
 
 def _answers(output: Array) -> npt.NDArray[np.intp]:

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from edged import __version__
 from edged.protocol import status_document
@@ -17,18 +17,29 @@ class Status:
 
     Args:
         models: names of the models that are ready now.
+        engines: what to tell of each of them, by name.
     """
 
-    def __init__(self, models: Callable[[], Sequence[str]]) -> None:
+    def __init__(
+        self,
+        models: Callable[[], Sequence[str]],
+        engines: Callable[[], Mapping[str, Mapping[str, object]]] = dict,
+    ) -> None:
         self._models = models
+        self._engines = engines
         self._boot_id = str(uuid.uuid4())
         self._lock = threading.Lock()
         self._state = "warming"
         self._progress = ""
-        self._told: tuple[str, ...] = ()
+        self._told: tuple[tuple[str, ...], str] = ((), "{}")
 
     def __repr__(self) -> str:
         return f"<Status {self._state} {self._progress}>".replace(" >", ">")
+
+    @property
+    def boot_id(self) -> str:
+        """Identifies this run of the service."""
+        return self._boot_id
 
     @property
     def state(self) -> str:
@@ -36,11 +47,12 @@ class Status:
         return self._state
 
     def change(self, state: str, progress: str = "") -> bool:
-        """Sets state and progress; whether either is new, or other models are ready than before."""
-        models = tuple(self._models())
+        """Sets state and progress; whether either is new, or other engines serve than before."""
+        models, engines = tuple(self._models()), self._engines()
+        told = (models, json.dumps(engines, sort_keys=True))
         with self._lock:
-            changed = (state, progress, models) != (self._state, self._progress, self._told)
-            self._state, self._progress, self._told = state, progress, models
+            changed = (state, progress, told) != (self._state, self._progress, self._told)
+            self._state, self._progress, self._told = state, progress, told
         return changed
 
     def document(self, state: str, session: int) -> bytes:
@@ -61,6 +73,8 @@ class Status:
             ts=time.time(),
             models=tuple(self._models()) if told in {"online", "degraded"} else (),
         )
+        if document["models"]:
+            document["engines"] = self._engines()
         if progress:
             document["progress"] = progress
         return json.dumps(document, separators=(",", ":")).encode()

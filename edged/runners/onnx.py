@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -47,6 +48,29 @@ def _session(model: bytes, threads: int) -> ort.InferenceSession:
 
 def _first_line(err: BaseException) -> str:
     return (str(err).strip() or type(err).__name__).splitlines()[0][:300]
+
+
+def optimized_model(model: bytes, folder: Path) -> bytes:
+    """The graph as ONNX Runtime runs it on this processor, after its fusions; serialized ONNX.
+
+    Args:
+        model: serialized ONNX.
+        folder: for a temporary file.
+
+    Raises:
+        EngineRefusedError: ONNX Runtime refuses it.
+    """
+    path = folder / "optimized.onnx"
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(path)
+    options.log_severity_level = 4  # it warns that the file fits this processor only: meant
+    try:
+        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return path.read_bytes()
+    except Exception as err:  # see `_session`
+        raise EngineRefusedError(f"ONNX Runtime cannot load the model: {_first_line(err)}") from err
+    finally:
+        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

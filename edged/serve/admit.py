@@ -47,7 +47,7 @@ class Admission:
         """
         if draining:
             return DrainingError(
-                "the service is stopping and takes no new requests; send it again in a while",
+                "the service is draining and takes no new requests; send it again in a while",
                 retry_after_ms=5000,
             )
         if request.deadline <= now:

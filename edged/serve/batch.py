@@ -386,6 +386,11 @@ class WaitingRoom:
             self._draining = True
             self._changed.notify_all()
 
+    def resume(self) -> None:
+        """Takes requests again after `drain`."""
+        with self._changed:
+            self._draining = self._closed
+
     def close(self) -> list[Part]:
         """Ends every `take`, and gives back what still waits."""
         with self._changed:

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edged.backoff import Backoff
-from edged.device_load import source_of
 from edged.engine_store import Manifest
 from edged.errors import DeviceLostError, EdgedError, EngineRefusedError
 from edged.events import DeviceFailed, DeviceRecovered, Event, ModelRefused
+from edged.gpu_load import source_of
 from edged.metrics import Metrics
 from edged.serve.batch import WaitingRoom
 from edged.serve.gpu import Device, DevicePorts, Done

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from edged.device_load import Believed
+from edged.gpu_load import Believed
 
 PERIOD_S = 1.0
 """Over so long drivers average a utilisation."""

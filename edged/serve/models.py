@@ -17,7 +17,7 @@ import numpy as np
 
 from edged import preprocess, runners
 from edged.engine_store import GOLDEN_FILE, Engine, EngineStore, Manifest, check_usable
-from edged.errors import EdgedError, EngineRefusedError
+from edged.errors import EdgedError, EngineMismatchError, EngineRefusedError
 from edged.events import ModelLoaded
 from edged.latency import LatencyCurve
 from edged.runners import Runner
@@ -108,6 +108,7 @@ class ReadyModel:
                     str(size): round(seconds * 1e3, 4)
                     for size, seconds in zip(curve.sizes, curve.seconds, strict=True)
                 },
+                self.manifest.notes,
             )
             for device, curve in self.curves.items()
         ]
@@ -160,12 +161,15 @@ class ModelHost:
         settings: ``[serve]``.
         models: ready ones by name.
         refused: name -> why it is not served.
+        outdated: names whose current engine was built for another device or runtime.
     """
 
     store: EngineStore
     settings: ServeSettings
     models: dict[str, ReadyModel] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    _hurried: dict[str, tuple[Manifest, Manifest]] = field(default_factory=dict)
+    outdated: set[str] = field(default_factory=set)
 
     def __repr__(self) -> str:
         return f"<ModelHost {sorted(self.models)}, refused {sorted(self.refused)}>"
@@ -175,9 +179,29 @@ class ModelHost:
         return self.settings.models or tuple(self.store.models())
 
     def manifest(self, name: str) -> Manifest | None:
-        """Of a model that is served, else None."""
+        """Of a model that is served, else None; with the deadline of ``serve.slo_ms``, if any."""
         model = self.models.get(name)
-        return model.manifest if model else None
+        if model is None:
+            return None
+        wanted = self.settings.slo_ms.get(name)
+        if wanted is None:
+            return model.manifest
+        known = self._hurried.get(name)
+        if known is None or known[0] is not model.manifest or known[1].slo_ms != wanted:
+            known = (model.manifest, model.manifest.model_copy(update={"slo_ms": wanted}))
+            self._hurried[name] = known
+        return known[1]
+
+    def engines(self) -> dict[str, dict[str, object]]:
+        """What the status tells of the engines that serve."""
+        return {
+            name: {
+                "engine": model.version,
+                "precision": model.manifest.precision,
+                "notes": list(model.manifest.notes),
+            }
+            for name, model in self.models.items()
+        }
 
     def devices(self) -> list[str]:
         """All devices in use, sorted."""
@@ -198,20 +222,39 @@ class ModelHost:
         }
 
     def load(self, name: str, progress: Progress) -> ReadyModel | None:
-        """Loads a model's current engine on its devices, unless it is served already.
+        """Loads the engine that the settings ask for on its devices, unless it serves already.
 
-        A device that refuses it is left out as long as another one takes it.
+        A device that refuses it is left out as long as another one takes it. Where it was built for
+        another device or runtime, as after an upgrade, and nothing serves yet, the engine before it
+        is taken if that one fits.
 
         Returns:
-            The model, not served yet; None if the engine that serves is the current one.
+            The model, not served yet; None if that engine is the one that serves.
 
         Raises:
             EdgedError: no device takes it; the message says why.
         """
-        engine = self.store.current(name)
+        engine = self._engine(name)
         serving = self.models.get(name)
         if serving is not None and serving.manifest.key == engine.manifest.key:
             return None
+        try:
+            ready = self._load(engine, progress)
+        except EngineMismatchError as err:
+            self.outdated.add(name)
+            if serving is not None:
+                raise
+            try:
+                ready = self._load(self.store.previous(name), progress)
+            except EdgedError:
+                raise err from None
+            log.warning("model %s is served by its earlier engine: %s", name, err.message)
+            return ready
+        self.outdated.discard(name)
+        return ready
+
+    def _load(self, engine: Engine, progress: Progress) -> ReadyModel:
+        name = engine.manifest.model
         ready: dict[str, Loaded] = {}
         problems: list[EdgedError] = []
         for device in devices_for(engine.manifest, self.settings.devices):
@@ -228,6 +271,22 @@ class ModelHost:
             {device: loaded.curve for device, loaded in ready.items()},
             {device: loaded.shorter for device, loaded in ready.items() if loaded.shorter},
         )
+
+    def _engine(self, name: str) -> Engine:
+        """The version that ``serve.versions`` asks for, else the one that was installed last."""
+        version = self.settings.versions.get(name)
+        if version is None:
+            return self.store.current(name)
+        known = self.store.versions(name)
+        if version in known:
+            return known[version]
+        log.warning(
+            "model %s: version %s (serve.versions) is not in the store any more; the engine that "
+            "was installed last is used",
+            name,
+            version,
+        )
+        return self.store.current(name)
 
     def renew(self, device: str, progress: Progress) -> dict[str, Served]:
         """Loads everything of a device anew after it failed: the engines that serve, no newer ones.

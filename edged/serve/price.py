@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from edged.device_load import DeviceLoad
+from edged.gpu_load import DeviceLoad
 
 MODES: dict[str, float] = {
     "latency": 0.0, "balanced": 2.0, "eco": 10.0, "use-the-slo": math.inf,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from edged.device_load import DeviceLoad, LoadSource
+from edged.gpu_load import DeviceLoad, LoadSource
 from edged.serve.idle_gaps import IdleGaps
 from edged.serve.price import price_of, priced, slewed
 from edged.serve.request import model_of

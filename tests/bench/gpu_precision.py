@@ -1,12 +1,14 @@
 """FP32, FP16 and INT8 engines of one MatMul-heavy network, built by the build line and timed.
 
-    python -m tests.bench.gpu_precision RESULT.json
+    python -m tests.bench.gpu_precision RESULT.json [small|medium|large]
 
-The network is eight MLP blocks 768 -> 3072 -> 768 on 196 tokens, as in ViT-S. Each precision is
-built from the same ONNX file and the same samples by `build_model`, with its gates opened (random
-weights have no accuracy to keep), and measured on the same device in turn: latency alone at batch
-1, 8 and 32, throughput with all lanes busy. This is the one command that shows native INT8 on a
-device whose TensorRT computes it natively.
+The large network is eight MLP blocks 768 -> 3072 -> 768 on 196 tokens, as in ViT-S. Each
+precision is built from the same ONNX file and the same samples by `build_model`, with its gates
+opened (random weights have no accuracy to keep), and measured on the same device in turn: latency
+alone at batch 1, 8 and 32, throughput with all lanes busy. This is the one command that shows
+native INT8 on a device whose TensorRT computes it natively. A precision that cannot be built or
+does not pass is told with its reason, and the others go on. At last the build chooses by itself, as
+it does for a user, and its choice is compared with FP32.
 """
 
 from __future__ import annotations
@@ -22,13 +24,14 @@ from typing import Any
 
 import numpy as np
 
-from edged.build.pipeline import build_model
-from edged.recipe import Precision
+from edged.build.pipeline import BuildResult, build_model
+from edged.errors import EdgedError
+from edged.recipe import WantedPrecision
 from edged.runners import Runner, load, run_batch, warm_up
 from tests.bench.gpu_lanes import lanes_loop
-from tests.bench.gpu_networks import CLASSES, LARGE, network_onnx
+from tests.bench.gpu_networks import CLASSES, LARGE, MEDIUM, SMALL, Network, network_onnx
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+PRECISIONS: tuple[WantedPrecision, ...] = ("fp32", "fp16", "int8", "auto")
 SIZES = (1, 8, 32)
 ROUNDS = 5
 RECIPE = """[model]
@@ -43,6 +46,7 @@ shape = [{classes}]
 [engine]
 max_batch = 32
 batch_sizes = [1, 8, 32]
+precision = "fp32"
 fallback = false
 [calibrate]
 samples = 16
@@ -52,24 +56,24 @@ min_agreement = 0.0
 """
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, network: Network) -> None:
     """Recipe, model, and random samples, as a user would lay them."""
     random = np.random.default_rng(0)
     engines, calib = folder / "engines" / "mlp", folder / "calib" / "mlp"
     for each in (engines, calib):
         each.mkdir(parents=True)
-    model = network_onnx(LARGE, half=False)
+    model = network_onnx(network, half=False)
     (engines / "model.onnx").write_bytes(model)
     recipe = RECIPE.format(
         digest=hashlib.sha256(model).hexdigest(),
-        tokens=LARGE.tokens,
-        width=LARGE.width,
+        tokens=network.tokens,
+        width=network.width,
         classes=CLASSES,
     )
     (engines / "recipe.toml").write_text(recipe, encoding="utf-8")
     lines = ['source = "random"', 'license = "none"', "seed = 0", 'method = "normal values"']
     for split in ("calibration", "heldout"):
-        rows = random.standard_normal((16, LARGE.tokens, LARGE.width)).astype(np.float32)
+        rows = random.standard_normal((16, network.tokens, network.width)).astype(np.float32)
         file = calib / f"{split}.npz"
         np.savez(file, x=rows, labels=np.zeros(len(rows), np.int64))
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -88,66 +92,100 @@ def latency_ms(runner: Runner, rows: Any) -> float:
     return median(times) * 1e3
 
 
-def measure(runner: Any) -> dict[int, tuple[float, float]]:
+def measure(runner: Any, network: Network) -> dict[int, tuple[float, float]]:
     """Batch size -> latency in ms, samples/s."""
     random = np.random.default_rng(1)
     found = {}
     for size in SIZES:
-        rows = random.standard_normal((size, LARGE.tokens, LARGE.width)).astype(np.float32)
+        rows = random.standard_normal((size, network.tokens, network.width)).astype(np.float32)
         found[size] = (latency_ms(runner, rows), lanes_loop(runner, rows, 0.4)["samples_s"])
     return found
 
 
-def main() -> None:
-    """Builds all, then measures in turn so that all see the same machine."""
-    runners: dict[str, Any] = {}
-    facts: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_model(folder)
-        for precision in PRECISIONS:
-            result = build_model(
-                "mlp",
-                engines=folder / "engines",
-                calib=folder / "calib",
-                runner="tensorrt",
-                precision=precision,
-            )
-            manifest = result.engine.manifest
-            facts[precision] = {
-                "sqnr_db": manifest.verdict.metrics["sqnr_db"],
-                "int8_layers": len(manifest.quantized),
-                "build_s": round(result.seconds, 1),
-                "notes": list(manifest.notes),
-                "fingerprint": dict(manifest.fingerprint),
-            }
-            runners[precision] = load(result.engine)
-            warm_up(runners[precision], SIZES)
-        rounds = [
-            {name: measure(runner) for name, runner in runners.items()} for _ in range(ROUNDS)
-        ]
-    table = []
+def build(folder: Path, precision: WantedPrecision, network: Network) -> BuildResult | str:
+    """The engine, or why there is none."""
+    try:
+        return build_model(
+            "mlp",
+            engines=folder / "engines",
+            calib=folder / "calib",
+            runner="tensorrt",
+            precision=precision,
+        )
+    except EdgedError as err:
+        say(f"network {network.name!r} in {precision}: {err.message}")
+        return err.message
+
+
+def facts_of(result: BuildResult) -> dict[str, Any]:
+    """What the build said of an engine."""
+    manifest = result.engine.manifest
+    return {
+        "precision": manifest.precision,
+        "metrics": dict(manifest.verdict.metrics),
+        "int8_layers": len(manifest.quantized),
+        "build_s": round(result.seconds, 1),
+        "slo_batch": manifest.slo_batch,
+        "notes": list(manifest.notes),
+        "fingerprint": dict(manifest.fingerprint),
+    }
+
+
+def say(line: object) -> None:
+    """At once: a build may take minutes."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def table(rounds: list[dict[str, dict[int, tuple[float, float]]]]) -> list[dict[str, Any]]:
+    """Medians over all rounds, and gains over FP32 within each round."""
+    rows = []
     for size in SIZES:
-        for precision in PRECISIONS:
-            base = [each["fp32"][size] for each in rounds]
+        for precision in rounds[0]:
             mine = [each[precision][size] for each in rounds]
-            row = {
+            row: dict[str, Any] = {
                 "precision": precision,
                 "batch": size,
                 "latency_ms": round(median(ms for ms, _ in mine), 3),
                 "samples_s": round(median(rate for _, rate in mine)),
-                "latency_gain": round(
-                    median(b[0] / m[0] for b, m in zip(base, mine, strict=True)), 2
-                ),
-                "throughput_gain": round(
-                    median(m[1] / b[1] for b, m in zip(base, mine, strict=True)), 2
-                ),
             }
-            table.append(row)
-            sys.stdout.write(f"{row}\n")
+            if "fp32" in rounds[0]:
+                pairs = list(zip([each["fp32"][size] for each in rounds], mine, strict=True))
+                row["latency_gain"] = round(median(b[0] / m[0] for b, m in pairs), 2)
+                row["throughput_gain"] = round(median(m[1] / b[1] for b, m in pairs), 2)
+            rows.append(row)
+            say(row)
+    return rows
+
+
+def main() -> None:
+    """Builds all, then measures in turn so that all see the same machine."""
+    wanted = sys.argv[2] if len(sys.argv) > 2 else "large"
+    network = {each.name: each for each in (SMALL, MEDIUM, LARGE)}[wanted]
+    runners: dict[str, Runner] = {}
+    facts: dict[str, Any] = {"network": network.name, "failed": {}}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_model(folder, network)
+        for precision in PRECISIONS:
+            result = build(folder, precision, network)
+            if isinstance(result, str):
+                facts["failed"][precision] = result
+                continue
+            facts[precision] = facts_of(result)
+            say(f"{precision}: {facts[precision]['metrics']}")
+            if precision == "auto":
+                say(f"chosen: {facts[precision]['precision']}; {facts[precision]['notes']}")
+            runners[precision] = load(result.engine)
+            warm_up(runners[precision], SIZES)
+        rounds = [
+            {name: measure(runner, network) for name, runner in runners.items()}
+            for _ in range(ROUNDS)
+        ]
+    rows = table(rounds) if runners else []
     for runner in runners.values():
         runner.close()
-    Path(sys.argv[1]).write_text(json.dumps({"facts": facts, "rows": table}, indent=1) + "\n")
+    Path(sys.argv[1]).write_text(json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

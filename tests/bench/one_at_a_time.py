@@ -243,7 +243,7 @@ def machine() -> dict[str, Any]:
 def measure(folder: Path) -> dict[str, Any]:
     """The whole run."""
     engines, calib = copy_model(MODEL, folder)
-    build_model(MODEL, engines=engines, calib=calib)
+    build_model(MODEL, engines=engines, calib=calib, precision="int8")
     with Mosquitto(folder / "broker") as broker:
         starts = []
         for _ in range(STARTS - 1):

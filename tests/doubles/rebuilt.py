@@ -33,7 +33,7 @@ class Rebuilt:
         """Calibrates, builds and installs; the version."""
         line = f'[calibrate]\nmethod = "{method}"\n'
         self._recipe.write_text(re.sub(r"\[calibrate\]\n", line, self._text), encoding="utf-8")
-        result = build_model("digits", engines=self.engines, calib=self._calib)
+        result = build_model("digits", engines=self.engines, calib=self._calib, precision="int8")
         version = result.engine.manifest.key[:12]
         self.references.setdefault(version, digits.logits(self.engines, self._images))
         return version

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edged.build.pipeline import build_model
@@ -34,7 +34,13 @@ def clean_environment(**extra: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def running_service(
-    folder: Path, host: str, port: int, *, model: str = "digits", **environment: str
+    folder: Path,
+    host: str,
+    port: int,
+    *,
+    model: str = "digits",
+    before: Callable[[Path], None] = lambda _engines: None,
+    **environment: str,
 ) -> Iterator[Endpoint]:
     """Builds the model's engine in ``folder`` and serves it until the block ends.
 
@@ -43,10 +49,12 @@ def running_service(
         host: the broker's.
         port: the broker's.
         model: a bundled model.
+        before: does something to the store before the service starts.
         environment: further variables, e.g. ``EDGED_SERVE__QUEUE_SAMPLES="4"``.
     """
     engines, calib = copy_model(model, folder)
-    build_model(model, engines=engines, calib=calib)
+    build_model(model, engines=engines, calib=calib, precision="int8")
+    before(engines)
     endpoint = Endpoint("edge", host, port)
     settings = clean_environment(
         EDGED_BROKER__HOST=host,

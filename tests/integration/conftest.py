@@ -20,7 +20,7 @@ def served_engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     home = tmp_path_factory.mktemp("served")
     models, calib = copy_model("digits", home)
-    build_model("digits", engines=models, calib=calib)
+    build_model("digits", engines=models, calib=calib, precision="int8")
     engines.install_picker(models, "picker")
     engines.install_picker(models, "strict", refuse_nonfinite=True)
     engines.install_picker(models, "unproven", passed=False)

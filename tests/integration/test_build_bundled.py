@@ -23,7 +23,12 @@ def test_bundled_model_builds_from_its_samples_to_its_committed_ranges(
         ignored = shutil.ignore_patterns("built")
         shutil.copytree(ROOT / kind / name, tmp_path / kind / name, ignore=ignored)
     result = build_model(
-        name, engines=tmp_path / "engines", calib=tmp_path / "calib", force=True, runner="onnx"
+        name,
+        engines=tmp_path / "engines",
+        calib=tmp_path / "calib",
+        force=True,
+        runner="onnx",
+        precision="int8",
     )
     metrics = result.engine.manifest.verdict.metrics
     assert metrics["fp32_top1"] - metrics["engine_top1"] <= 0.005

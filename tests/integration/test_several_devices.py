@@ -103,7 +103,7 @@ def test_a_reload_takes_over_what_it_can(
         assert daemon.stop() == 0
 
     (reloaded,) = (line for line in daemon.log() if line.get("message") == "settings reloaded")
-    assert reloaded["need_a_restart"] == ["broker.keepalive_s", "report.telemetry_interval_s"]
+    assert reloaded["need_a_restart"] == ["broker.keepalive_s"]
     assert (result["data"]["model"], result["data"]["status"]) == ("digits", 200)
     assert refused["code"] in {"queue_full", "payload_too_large"}
     assert "serve.queue_samples" in refused["error"]

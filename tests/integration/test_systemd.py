@@ -110,7 +110,8 @@ def test_both_units_run_in_the_same_sandbox() -> None:
     differing = sandbox("edged.service") ^ sandbox("edged-build@.service")
 
     assert {line.partition("=")[0] for line in differing} == {
-        "RestrictAddressFamilies", "IPAddressDeny", "RemoveIPC", "OOMScoreAdjust", "WantedBy",
+        "RestrictAddressFamilies", "IPAddressDeny", "RemoveIPC", "OOMScoreAdjust", "OOMPolicy",
+        "WantedBy",
     }  # fmt: skip
 
 

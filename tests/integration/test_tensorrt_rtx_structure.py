@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 
-from edged.build.calibrate import calibrate
+from edged.build.calibrate import collect, ranges_by
 from edged.build.engine import (
     import_tensorrt,
     network_flags,
@@ -23,13 +23,14 @@ from edged.build.engine import (
     weak_typing_flags,
 )
 from edged.build.fp16 import activations, find_peaks, to_half
-from edged.build.onnx_graph import load_model, normalise, with_outputs
+from edged.build.normalise import normalise
+from edged.build.observe import observe
+from edged.build.onnx_graph import load_model, with_outputs
 from edged.build.placement import Placement, place
 from edged.build.plan import Plan, PlanJob, ProfileShape, TypedGraphs
 from edged.build.quantize import quantize
-from edged.build.ranges import Sources
 from edged.errors import BuildError
-from edged.recipe import CalibrateOptions, QuantizeOptions
+from edged.recipe import QuantizeOptions
 from edged.runners.onnx import FloatGraph
 from tests.doubles import onnx_models
 
@@ -88,15 +89,14 @@ def quantized(data: bytes, shape: Shape) -> tuple[bytes, Placement, dict[str, Pr
     graph = FloatGraph(with_outputs(model, inner))
     rng = np.random.default_rng(0)
     samples = [{name: rng.normal(size=(8, *shape)).astype(np.float32)} for _ in range(4)]
-    ranges = calibrate(
-        lambda batch: graph.run(batch, inner),
+    seen = collect(
+        lambda batch: {n: observe(rows) for n, rows in graph.run(batch, inner).items()},
         samples,
         sorted(placement.tensors),
-        CalibrateOptions(),
-        Sources(model="", dataset="", preprocessing=""),
     )
+    thresholds = {n: found.threshold for n, found in ranges_by(seen, "mse", 100.0).items()}
     profile = {name: ProfileShape((1, *shape), (4, *shape), (8, *shape))}
-    return quantize(model, placement, ranges.thresholds()), placement, profile
+    return quantize(model, placement, thresholds), placement, profile
 
 
 @pytest.mark.parametrize("name", TEST_MODELS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,24 +13,20 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper, numpy_helper
 
-from edged.build.calibrate import Histogram, tensor_range, threshold
-from edged.build.onnx_graph import GraphIndex, load_model, normalise
+from edged.build.histogram import Histogram
+from edged.build.normalise import normalise
+from edged.build.onnx_graph import GraphIndex, load_model
 from edged.build.placement import LinearLayer, place
 from edged.build.quantize import quantize, weight_scale
 from edged.build.ranges import Ranges, Sources, TensorRange, parse_ranges
-from edged.recipe import CalibrateOptions, QuantizeOptions
+from edged.build.thresholds import Method, tensor_range, threshold
+from edged.recipe import QuantizeOptions
 from edged.runners.onnx import FloatGraph
 from tests.doubles.onnx_models import GraphWriter
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=True)
 VALUES = hnp.arrays(np.float32, st.integers(1, 60), elements=FINITE)
-OPTIONS = st.sampled_from(
-    [
-        CalibrateOptions(method="mse"),
-        CalibrateOptions(method="minmax"),
-        CalibrateOptions(method="percentile", percentile=99),
-    ]
-)
+METHODS: st.SearchStrategy[Method] = st.sampled_from(["mse", "minmax", "percentile", "entropy"])
 MODERATE = st.floats(width=32, min_value=-1000, max_value=1000)
 
 
@@ -58,15 +55,15 @@ def test_order_and_batching_do_not_change_a_histogram(
 
 
 @settings(max_examples=100, deadline=None)
-@given(values=VALUES.filter(lambda v: np.abs(v).max() > 1e-30), options=OPTIONS)
+@given(values=VALUES.filter(lambda v: np.abs(v).max() > 1e-30), method=METHODS)
 def test_threshold_is_positive_and_never_above_the_largest_value(
-    values: npt.NDArray[np.float32], options: CalibrateOptions
+    values: npt.NDArray[np.float32], method: Method
 ) -> None:
     """A range wider than what was seen would waste levels; one of zero would divide by zero."""
     found = histogram(values)
-    chosen = threshold(found, options)
+    chosen = threshold(found, method, 99)
     assert 0 < chosen <= found.amax
-    described = tensor_range(found, options)
+    described = tensor_range(found, chosen)
     assert 0 <= described.clipped <= 1
     assert 0 <= described.zeros <= 1
 
@@ -76,7 +73,7 @@ def test_threshold_is_positive_and_never_above_the_largest_value(
 def test_mse_is_never_expected_to_be_worse_than_minmax(values: npt.NDArray[np.float32]) -> None:
     """The largest magnitude is among the thresholds that are tried."""
     found = histogram(values)
-    chosen = threshold(found, CalibrateOptions(method="mse"))
+    chosen = threshold(found, "mse")
     errors = found.noise(np.array([chosen, found.amax]))
     assert errors[0] <= errors[1]
 
@@ -91,13 +88,35 @@ def test_mse_is_never_expected_to_be_worse_than_minmax(values: npt.NDArray[np.fl
 def test_weights_keep_within_half_a_step_of_their_channel(
     weight: npt.NDArray[np.float32], axis: int
 ) -> None:
-    """Rounding is the only error of a weight: none is clipped, whatever its channel's size."""
+    """By minmax, rounding is the only error of a weight, whatever its channel's size."""
     graph = helper.make_graph([], "g", [], [], [numpy_helper.from_array(weight, "w")])
-    scale = weight_scale(GraphIndex(graph), LinearLayer("n", "Gemm", "x", "w", axis))
+    scale = weight_scale(GraphIndex(graph), LinearLayer("n", "Gemm", "x", "w", axis), "minmax")
     assert scale.shape == (weight.shape[axis],)
     steps = np.expand_dims(scale, 1 - axis).astype(np.float64)
     levels = np.clip(np.rint(weight / steps), -128, 127)
     assert np.all(np.abs(levels * steps - weight) <= steps / 2 * (1 + 1e-5) + 1e-37)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    weight=hnp.arrays(
+        np.float32, st.tuples(st.integers(1, 5), st.integers(1, 40)), elements=MODERATE
+    )
+)
+def test_mse_scales_of_weights_are_never_worse_than_minmax(
+    weight: npt.NDArray[np.float32],
+) -> None:
+    """The largest weight is among the scales that are tried, for each channel by itself."""
+    graph = helper.make_graph([], "g", [], [], [numpy_helper.from_array(weight, "w")])
+    index, layer = GraphIndex(graph), LinearLayer("n", "Conv", "x", "w", 0)
+
+    def errors(scale: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+        steps = scale.astype(np.float64)[:, None]
+        found = np.clip(np.rint(weight / steps), -128, 127) * steps
+        return np.asarray(np.square(found - weight).sum(axis=1), np.float64)
+
+    best, plain = errors(weight_scale(index, layer)), errors(weight_scale(index, layer, "minmax"))
+    assert np.all(best <= plain * (1 + 1e-4) + 1e-30)
 
 
 @st.composite

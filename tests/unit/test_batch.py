@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from edged.errors import ExpiredError, PayloadTooLargeError
+from edged.errors import DrainingError, ExpiredError, PayloadTooLargeError
 from edged.latency import LatencyCurve
 from edged.serve.admit import Admission
 from edged.serve.batch import WaitingRoom
@@ -225,6 +225,23 @@ def test_drain_runs_what_waits_for_company() -> None:
     assert work is not None
     assert work.batch is not None
     assert work.batch.reason == Reason.DRAIN.value
+
+
+def test_what_was_drained_takes_requests_again() -> None:
+    """Drained by command: refused until it is resumed; once closed, it stays so."""
+    sleeper = Sleeper()
+    sleeper.room.drain()
+    with pytest.raises(DrainingError):
+        sleeper.room.put(make_request())
+
+    sleeper.room.resume()
+
+    sleeper.room.put(make_request())
+    assert sleeper.room.samples == 1
+    sleeper.room.close()
+    sleeper.room.resume()
+    with pytest.raises(DrainingError):
+        sleeper.room.put(make_request())
 
 
 def test_close_ends_take() -> None:

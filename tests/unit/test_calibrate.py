@@ -7,21 +7,22 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pytest
 
-from edged.build.calibrate import (
-    BINS,
-    Array,
-    Histogram,
-    NotFiniteError,
-    calibrate,
-    tensor_range,
-    threshold,
-)
-from edged.build.ranges import Ranges, Sources
+from edged.build.calibrate import CANDIDATES, Array, Collected, Judge, collect, settle
+from edged.build.histogram import BINS, Histogram, NotFiniteError
+from edged.build.observe import Observed, observe
+from edged.build.ranges import Ranges, Sources, TensorRange
+from edged.build.thresholds import Method, divergence, threshold
+from edged.build.thresholds import tensor_range as described
 from edged.errors import BuildError
 from edged.recipe import CalibrateOptions
 
 SOURCES = Sources(model="", dataset="", preprocessing="")
 MSE = CalibrateOptions(method="mse")
+
+
+def tensor_range(found: Histogram, method: Method = "mse") -> TensorRange:
+    """Threshold and summary by a method."""
+    return described(found, threshold(found, method))
 
 
 def histogram(*arrays: Array) -> Histogram:
@@ -68,14 +69,14 @@ def test_denormal_and_largest_values_have_a_bin() -> None:
     tiny, huge = np.float32(1e-45), np.finfo(np.float32).max
     found = histogram(np.array([tiny, huge, -huge], np.float32))
     assert found.total == 3
-    assert tensor_range(found, MSE).threshold > 0
+    assert tensor_range(found).threshold > 0
 
 
 def test_zeros_are_counted_apart() -> None:
     """Zeros are no signal, but count for percentiles and for the summary."""
     found = histogram(np.array([0, 0, 0, -2], np.float32))
     assert (found.zeros, found.quantile(0.5)) == (3, 0.0)
-    assert tensor_range(found, MSE).zeros == 0.75
+    assert tensor_range(found).zeros == 0.75
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -88,7 +89,7 @@ def test_values_that_are_not_finite_are_refused_with_their_number(bad: float) ->
 def test_minmax_is_the_largest_magnitude() -> None:
     """The sign does not count."""
     found = histogram(np.array([1, -3], np.float32))
-    assert threshold(found, CalibrateOptions(method="minmax")) == 3.0
+    assert threshold(found, "minmax") == 3.0
 
 
 @pytest.mark.parametrize("percentile", [99.0, 99.9, 99.99])
@@ -96,23 +97,21 @@ def test_percentile_is_that_of_the_values_within_a_bin(percentile: float) -> Non
     """The histogram's percentile is numpy's, up to the width of one bin."""
     values = heavy_tailed()
     found = histogram(values)
-    options = CalibrateOptions(method="percentile", percentile=percentile)
     exact = float(np.percentile(np.abs(values), percentile))
-    assert threshold(found, options) == pytest.approx(exact, abs=found.width)
+    assert threshold(found, "percentile", percentile) == pytest.approx(exact, abs=found.width)
 
 
 def test_percentile_below_the_first_value_falls_back_to_the_largest() -> None:
     """Where almost everything is zero a percentile would be zero, which is no threshold."""
     values = np.zeros(100, np.float32)
     values[0] = 4
-    options = CalibrateOptions(method="percentile", percentile=60)
-    assert threshold(histogram(values), options) == 4.0
+    assert threshold(histogram(values), "percentile", 60) == 4.0
 
 
 def test_mse_threshold_has_the_smallest_real_error() -> None:
     """On heavy tails the chosen threshold beats the largest magnitude and every other one tried."""
     values = heavy_tailed()
-    chosen = threshold(histogram(values), MSE)
+    chosen = threshold(histogram(values), "mse")
     tried = np.abs(values).max() * np.linspace(0.1, 1, 60)
     best = min(squared_error(values, float(top)) for top in tried)
     assert squared_error(values, chosen) <= best * 1.03
@@ -122,12 +121,12 @@ def test_mse_threshold_has_the_smallest_real_error() -> None:
 def test_mse_keeps_the_range_where_nothing_is_to_be_clipped() -> None:
     """Evenly spread values are not clipped."""
     values = np.linspace(-1.9, 1.9, 50_001, dtype=np.float32)
-    assert threshold(histogram(values), MSE) == pytest.approx(1.9, rel=0.01)
+    assert threshold(histogram(values), "mse") == pytest.approx(1.9, rel=0.01)
 
 
 def test_a_single_value_is_its_own_range() -> None:
     """A constant tensor is represented exactly."""
-    found = tensor_range(histogram(np.full(5, 0.3, np.float32)), MSE)
+    found = tensor_range(histogram(np.full(5, 0.3, np.float32)))
     assert found.threshold == pytest.approx(0.3, rel=1e-4)
     assert found.clipped == 0
 
@@ -135,7 +134,7 @@ def test_a_single_value_is_its_own_range() -> None:
 def test_summary_tells_what_is_clipped_and_the_noise() -> None:
     """The share above the threshold and the tensor's SQNR are those of the values."""
     values = heavy_tailed()
-    found = tensor_range(histogram(values), MSE)
+    found = tensor_range(histogram(values))
     exact = float(np.mean(np.abs(values) > found.threshold))
     assert found.clipped == pytest.approx(exact, abs=1e-4)
     signal = float(np.mean(values.astype(np.float64) ** 2))
@@ -146,9 +145,19 @@ def test_summary_tells_what_is_clipped_and_the_noise() -> None:
 # ------------------------------------------------------------------ the loop
 
 
-def doubled(batch: Mapping[str, Array]) -> dict[str, Array]:
+def doubled(batch: Mapping[str, Array]) -> dict[str, Observed]:
     """A float graph with one activation, ``y = 2 x``."""
-    return {"y": np.asarray(batch["x"], np.float32) * np.float32(2)}
+    return {"y": observe(np.asarray(batch["x"], np.float32) * np.float32(2))}
+
+
+def no_score(_ranges: Mapping[str, TensorRange]) -> float:
+    """For methods that need none."""
+    raise AssertionError("not to be called")
+
+
+def nothing_more(found: Collected) -> Collected:
+    """No samples were held back."""
+    return found
 
 
 def run(values: Array, tensors: list[str], batch: int = 4) -> Ranges:
@@ -156,7 +165,7 @@ def run(values: Array, tensors: list[str], batch: int = 4) -> Ranges:
     batches: Iterator[dict[str, Array]] = (
         {"x": values[at : at + batch]} for at in range(0, len(values), batch)
     )
-    return calibrate(doubled, batches, tensors, MSE, SOURCES)
+    return settle(collect(doubled, batches, tensors), MSE, SOURCES, Judge(no_score, nothing_more))
 
 
 def test_inputs_and_activations_get_ranges() -> None:
@@ -189,7 +198,7 @@ def test_activation_that_overflows_is_refused_with_its_samples() -> None:
     """Infinity in the float model is named with tensor and samples."""
     values = np.ones((10, 3), np.float32)
     values[5] = np.inf
-    with pytest.raises(BuildError, match=r"'y': 3 of 12 values .* in samples 4 to 7"):
+    with pytest.raises(BuildError, match=r"'y': at least one value is NaN .* in samples 4 to 7"):
         run(values, ["y"])
 
 
@@ -215,5 +224,66 @@ def test_samples_are_streamed() -> None:
             alive -= 1
 
     most: list[int] = []
-    calibrate(doubled, (Batch() for _ in range(20)), ["y"], MSE, SOURCES)
+    collect(doubled, (Batch() for _ in range(20)), ["y"])
     assert max(most) <= 2  # the one in hand, and the next one while it is being made
+
+
+# ------------------------------------------------------------------ entropy and auto
+
+
+def test_entropy_clips_a_lone_outlier_and_minmax_does_not() -> None:
+    """One value far away from all others is not worth their resolution."""
+    values = np.append(np.random.default_rng(2).normal(size=100_000), 60.0).astype(np.float32)
+    found = histogram(values)
+    assert threshold(found, "minmax") == 60.0
+    assert threshold(found, "entropy") < 20
+
+
+def test_entropy_sees_that_levels_are_coarser_than_bins() -> None:
+    """The trap of too few bins: the whole range is not free, as it would be with a bin a level."""
+    found = histogram(heavy_tailed())
+    assert divergence(found, found.amax) > 0.01
+
+
+def test_entropy_measures_the_distributions_that_it_says() -> None:
+    """The divergence is that of a plain loop over the bins."""
+    found = histogram(heavy_tailed(20_000))
+    top = 700 * found.width
+    reference = found.counts[:700].astype(np.float64)
+    inside = reference.copy()
+    reference[-1] += found.counts[700:].sum()
+    levels: dict[int, list[int]] = {}
+    for at in range(700):
+        if reference[at] > 0:
+            level = min(127, round((at + 0.5) * found.width / (top / 127)))
+            levels.setdefault(level, []).append(at)
+    quantized = np.zeros(700)
+    for bins in levels.values():
+        quantized[bins] = inside[bins].sum() / len(bins)
+    p, q = reference / reference.sum(), quantized / quantized.sum()
+    q = (1 - 1e-6) * q + 1e-6 * (p > 0) / (p > 0).sum()
+    seen = p > 0
+    plain = float((p[seen] * np.log(p[seen] / q[seen])).sum())
+    assert divergence(found, top) == pytest.approx(plain, abs=1e-3)
+
+
+def test_auto_takes_the_method_with_the_best_score_and_says_so() -> None:
+    """Every candidate is scored once on its own ranges; ranges.json names the winner."""
+    values = heavy_tailed(40_000).reshape(-1, 4)
+    seen = collect(doubled, [{"x": values}], ["y"])
+    wanted = threshold(seen.histograms["y"], "percentile", 99.99)
+    found = settle(
+        seen,
+        CalibrateOptions(method="auto"),
+        SOURCES,
+        Judge(lambda ranges: -abs(ranges["y"].threshold - wanted), nothing_more),
+    )
+    assert found.chosen == "percentile 99.99"
+    assert set(found.scores) == set(CANDIDATES)
+    assert found.thresholds()["y"] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_lost_is_the_share_that_becomes_zero() -> None:
+    """Values below half a step are told, as those of a spectrogram would be."""
+    values = np.append(np.full(900, 1e-4), np.full(100, 1.0)).astype(np.float32)
+    assert tensor_range(histogram(values), "minmax").lost == pytest.approx(0.9)

@@ -68,7 +68,7 @@ def test_settings_file_is_what_the_daemon_reads(tmp_path: Path) -> None:
     """The TOML loads, also with odd folder names, and names the demo's broker and model."""
     options = DemoOptions(engines=tmp_path / 'a "b" \\c', calib=tmp_path / "ä")
     file = tmp_path / "edged.toml"
-    file.write_text(_settings(options, Endpoint("demo", port=1234)), encoding="utf-8")
+    file.write_text(_settings(options, Endpoint("demo", port=1234), tmp_path), encoding="utf-8")
     settings = load_settings(file)
     assert (settings.broker.port, settings.device.name) == (1234, "demo")
     assert settings.serve.models == ("digits",)

@@ -1,139 +1,106 @@
-"""How loaded a GPU is: sysfs trees of each SoC, NVML, and whether a utilisation is believed."""
+"""Load, heat and power from a made-up file system; what is not there is None."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from edged.device_load import (
-    UNKNOWN,
-    Believed,
+    JETSON_LOAD,
     DeviceLoad,
-    JetsonSource,
-    NoSource,
-    NvmlSource,
-    nvml_source,
-    source_of,
+    EnergyMeter,
+    GpuLoad,
+    read_load,
+    throttle_reasons,
 )
-from tests.doubles.jetson_tree import SOCS, JetsonTree
 
 
-@pytest.mark.parametrize("soc", SOCS)
-def test_every_soc_is_read(tmp_path: Path, soc: str) -> None:
-    """Load where the SoC tells it; heat, its trip point, throttling and power mode on each."""
-    tree = JetsonTree(tmp_path, soc)
-    tree.set_load(375)
-    tree.set_temperature(61.5)
-
-    source = source_of("cuda:0", tmp_path)
-
-    load = 0.375 if tree.soc.load else None
-    assert source.read() == DeviceLoad(load, 61.5, 103.0, throttled=False, low_power=False)
+def put(root: Path, name: str, text: str) -> None:
+    """Writes a file of the made-up system."""
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="ascii")
 
 
-@pytest.mark.parametrize("soc", SOCS)
-def test_throttling_and_a_low_power_mode_are_seen(tmp_path: Path, soc: str) -> None:
-    """A cooling device of the GPU that acts, and a clock limit below the highest clock."""
-    tree = JetsonTree(tmp_path, soc)
-    source = JetsonSource(tmp_path)
-    tree.set_throttled(1)
-    tree.set_clock_limit(tree.soc.clocks[1])
+def test_nothing_to_read_is_none_and_not_zero(tmp_path: Path) -> None:
+    """An empty file system has no memory, no heat and no power that could be told."""
+    load = read_load(tmp_path)
 
-    seen = source.read()
-
-    assert (seen.throttled, seen.low_power) == (True, True)
+    assert load.memory_used_bytes is None
+    assert load.process_bytes is None
+    assert load.temperature_c is None
+    assert load.power_w is None
 
 
-def test_what_is_not_there_or_nonsense_is_unknown(tmp_path: Path) -> None:
-    """Neither an empty tree nor a garbled one gives a number."""
-    assert not JetsonSource(tmp_path).found
-    assert JetsonSource(tmp_path).read() == UNKNOWN
-    tree = JetsonTree(tmp_path, "orin")
-    for path in tmp_path.rglob("*"):
-        if path.is_file() and path.name != "type":
-            path.write_bytes(b"\xff nonsense")
+def test_garbage_is_none(tmp_path: Path) -> None:
+    """Files that hold something else, as drivers may give them."""
+    put(tmp_path, "proc/meminfo", "MemTotal\nMemAvailable: lots kB\n")
+    put(tmp_path, "proc/self/statm", "x")
+    put(tmp_path, "sys/class/thermal/thermal_zone0/type", "gpu-thermal\n")
+    put(tmp_path, "sys/class/thermal/thermal_zone0/temp", "-256000\n")
 
-    assert JetsonSource(tree.root).read() == UNKNOWN
+    load = read_load(tmp_path)
 
-
-def test_a_cpu_has_no_source(tmp_path: Path) -> None:
-    """Even on a Jetson: the load of its GPU says nothing about it."""
-    JetsonTree(tmp_path, "orin")
-
-    assert isinstance(source_of("cpu", tmp_path), NoSource)
-    assert source_of("cpu", tmp_path).read() == UNKNOWN
+    assert (load.memory_total_bytes, load.process_bytes, load.temperature_c) == (None, None, None)
 
 
-def nvml(**replaced: Any) -> Any:
-    """A driver's answers; a value that is an exception is raised."""
-    answers = {
-        "nvmlInit": None,
-        "nvmlDeviceGetHandleByIndex": "gpu",
-        "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=42),
-        "nvmlDeviceGetTemperature": 66,
-        "nvmlDeviceGetTemperatureThreshold": 92,
-        "nvmlDeviceGetCurrentClocksThrottleReasons": 0x1,
-        "nvmlDeviceGetEnforcedPowerLimit": 700000,
-        "nvmlDeviceGetPowerManagementDefaultLimit": 700000,
-    } | replaced
+@pytest.mark.parametrize("node", JETSON_LOAD)
+def test_a_jetson(tmp_path: Path, node: str) -> None:
+    """GPU load in thousandths, the board's rail in millivolts and milliamperes."""
+    put(tmp_path, "proc/meminfo", "MemTotal: 1000 kB\nMemAvailable: 400 kB\n")
+    put(tmp_path, "sys/class/thermal/thermal_zone0/type", "gpu-thermal\n")
+    put(tmp_path, "sys/class/thermal/thermal_zone0/temp", "48500\n")
+    put(tmp_path, "sys/class/hwmon/hwmon3/in1_label", "VDD_IN\n")
+    put(tmp_path, "sys/class/hwmon/hwmon3/in1_input", "5000\n")
+    put(tmp_path, "sys/class/hwmon/hwmon3/curr1_input", "1500\n")
+    put(tmp_path, node, "437\n")
 
-    def asked(value: Any) -> Any:
-        def answer(*_arguments: Any) -> Any:
-            if isinstance(value, Exception):
-                raise value
-            return value
+    load = read_load(tmp_path)
 
-        return answer
-
-    functions = {name: asked(value) for name, value in answers.items()}
-    return SimpleNamespace(
-        **functions, NVML_TEMPERATURE_THRESHOLD_SLOWDOWN=1, NVML_TEMPERATURE_GPU=0
-    )
+    assert load.memory_used_bytes == 600 * 1024
+    assert load.temperature_c == {"gpu-thermal": 48.5}
+    assert load.power_w == 7.5
+    if load.gpus and load.gpus[0].name == "gpu.0":  # a machine with NVML tells of its own GPUs
+        assert load.gpus[0].load == 0.437
 
 
-def test_nvml_is_read() -> None:
-    """Utilisation, heat, and clocks that are low for want of work are not throttled."""
-    expected = DeviceLoad(0.42, 66, 92, throttled=False, low_power=False)
+def test_this_machine() -> None:
+    """A real Linux has memory, and this process uses some of it."""
+    load = read_load()
 
-    assert NvmlSource(nvml(), "gpu").read() == expected
-
-
-def test_nvml_sees_throttling_and_a_power_limit() -> None:
-    """Thermal slowdown, and a limit below the default one."""
-    hot = nvml(
-        nvmlDeviceGetCurrentClocksThrottleReasons=0x20, nvmlDeviceGetEnforcedPowerLimit=350000
-    )
-
-    seen = NvmlSource(hot, "gpu").read()
-
-    assert (seen.throttled, seen.low_power) == (True, True)
+    assert load.memory_total_bytes is not None
+    assert load.process_bytes is not None
+    assert 0 < load.process_bytes < load.memory_total_bytes
 
 
-def test_what_nvml_does_not_support_is_unknown() -> None:
-    """As on a Jetson Orin, whose driver answers so to most questions."""
-    error = RuntimeError("Not Supported")
-    mute = {name: error for name in vars(nvml()) if name.startswith("nvmlDeviceGet")}
-
-    assert NvmlSource(nvml(**mute), "gpu").read() == UNKNOWN
+def loaded(power_w: float | None, *energy_j: float | None) -> DeviceLoad:
+    """A device with these readings."""
+    gpus = tuple(GpuLoad("gpu", energy_j=each) for each in energy_j)
+    return DeviceLoad(None, None, None, None, None, power_w, gpus or None)
 
 
-def test_without_a_driver_or_that_gpu_there_is_no_nvml() -> None:
-    """Whichever step fails."""
-    assert nvml_source(0, lambda _name: nvml()) is not None
-    assert nvml_source(0, lambda _name: nvml(nvmlInit=RuntimeError("no driver"))) is None
-    missing = nvml(nvmlDeviceGetHandleByIndex=RuntimeError("no such GPU"))
-    assert nvml_source(9, lambda _name: missing) is None
+@pytest.mark.parametrize(
+    ("before", "after", "samples", "expected"),
+    [
+        (loaded(None, 10.0, 1.0), loaded(None, 30.0, 2.0), 7, 3.0),
+        (loaded(4.0), loaded(6.0), 10, 1.0),
+        (loaded(None, 10.0, None), loaded(None, 30.0, None), 7, None),
+        (loaded(None), loaded(6.0), 10, None),
+        (loaded(4.0), loaded(6.0), 0, None),
+    ],
+)
+def test_joules_for_a_sample(
+    before: DeviceLoad, after: DeviceLoad, samples: int, expected: float | None
+) -> None:
+    """Counters of all GPUs, else the board's power; unknown, or nothing answered, is None."""
+    meter = EnergyMeter()
+
+    assert meter.read(0.0, 100, before) is None
+    assert meter.read(2.0, 100 + samples, after) == expected
 
 
-def test_a_utilisation_is_believed_once_it_moved_under_our_load() -> None:
-    """One that shows zeros, or the same number whatever runs, never is."""
-    for idle, busy, moved in ((0.0, 0.0, False), (1.0, 1.0, False), (0.02, 0.97, True)):
-        believed = Believed()
-        believed.sample(idle, busy=False)
-        assert not believed.moved
-        believed.sample(None, busy=True)
-        believed.sample(busy, busy=True)
-        assert believed.moved is moved
+def test_throttle_reasons_are_words() -> None:
+    """An idle GPU (bit 1) is not throttled."""
+    assert throttle_reasons(0x1) == ()
+    assert throttle_reasons(0x4 | 0x40) == ("power_cap", "heat_hardware")

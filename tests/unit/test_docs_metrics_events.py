@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from edged.daemon import RESULT_VALUES
 from edged.errors import BadResponseTopicError, InternalError, NoResponseTopicError
 from edged.events import EVENTS, Event, Stopping, Telemetry, cloud_event, json_bytes
 from edged.latency import LatencyCurve
 from edged.metrics import LATENESS, METRICS, SAMPLES, SECONDS, Metrics
 from edged.protocol import TELEMETRY_KINDS, Topics
-from edged.report.uplink import QUEUED_EVENTS
+from edged.report.policy import RESULT_VALUES
+from edged.report.reports import QUEUED_ANSWERS, QUEUED_EVENTS
+from edged.report_settings import ReportSettings
 from edged.serve.timer import BatchTimer, Reason
-from edged.settings import ReportSettings
 
 DOCS = Path(__file__).parents[2] / "docs"
 METRICS_PAGE = (DOCS / "metrics.md").read_text(encoding="utf-8")
@@ -32,6 +32,9 @@ TYPES = {
     "float": "number",
     "dict[str, float]": "object",
     "dict[str, Any]": "object",
+    "dict[str, int]": "object",
+    "float | None": "number or null",
+    "int | None": "integer or null",
 }
 
 
@@ -69,7 +72,8 @@ def test_every_metric_is_listed_as_it_is() -> None:
 def test_every_label_is_explained() -> None:
     """The labels that metrics have, with the values that come from closed sets."""
     labels = {label for metric in METRICS.values() for label in metric.labels}
-    told = {row[0].strip("`"): row[1] for row in rows(section(METRICS_PAGE, "Labels"))[:6]}
+    table = section(METRICS_PAGE, "Labels").split("Why a request ended")[0]
+    told = {row[0].strip("`"): row[1] for row in rows(table)}
 
     assert set(told) == labels
     reasons = told["reason"].removeprefix("of a batch: ").split(";")[0]
@@ -141,7 +145,7 @@ def test_topics_and_limits_are_the_code_s() -> None:
     sent = section(EVENTS_PAGE, "How they are sent")
     assert f"`{TOPICS.event('{kind}')}`" in sent
     assert f"`{TOPICS.telemetry(kind)}`" in sent
-    assert f"At most {QUEUED_EVENTS:,} events wait" in sent
+    assert f"At most {QUEUED_EVENTS:,} events wait to be sent, {QUEUED_ANSWERS:,} of them" in sent
     assert f"more than {RESULT_VALUES};" in section(EVENTS_PAGE, "`result`")
 
 

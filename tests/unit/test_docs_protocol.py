@@ -11,6 +11,18 @@ from typing import Any
 import pytest
 
 from edged import protocol, v2
+from edged.control_plane import (
+    KEY_STATUSES,
+    TWIN_STATUSES,
+    BatchHead,
+    KeyReport,
+    Record,
+    Twin,
+    ack_document,
+    batch_json,
+    desired_document,
+    reported_document,
+)
 from edged.errors import ClientError, EdgedError, ServiceError, UnknownModelError
 from edged.serve.decode import MAX_TRACE_CHARS
 from edged.serve.encode import ERROR_EXPIRY_S, dead_letter
@@ -72,10 +84,18 @@ def test_every_topic_is_listed() -> None:
         TOPICS.status,
         TOPICS.telemetry("{kind}"),
         TOPICS.event("{kind}"),
+        TOPICS.report("{stream}"),
+        TOPICS.ack,
+        TOPICS.uplink,
+        TOPICS.config_desired,
+        TOPICS.config_reported,
+        TOPICS.rollout_desired,
+        TOPICS.rollout_reported,
+        TOPICS.command("{name}"),
         TOPICS.dead,
     }
     assert set(first_cells(section("Topics"))) == made
-    for subscribed in TOPICS.subscriptions:
+    for subscribed in (*TOPICS.subscriptions, *TOPICS.uplink_subscriptions):
         assert f"`{subscribed}`" in section("Topics")
 
 
@@ -84,9 +104,11 @@ def test_topics_has_no_member_that_this_test_does_not_know() -> None:
     public = {name for name in dir(TOPICS) if not name.startswith("_")}
     topics = {
         "infer", "infer_class", "infer_v3", "reply_v3", "reply", "status", "telemetry", "event",
-        "dead",
+        "dead", "report", "ack", "uplink", "config_desired", "config_reported", "rollout_desired",
+        "rollout_reported", "command",
     }  # fmt: skip
-    assert public == topics | {"root", "device", "base", "subscriptions", "parse_request"}
+    others = {"root", "device", "base", "subscriptions", "uplink_subscriptions"}
+    assert public == topics | others | {"parse_request", "parse_command"}
 
 
 @pytest.mark.parametrize(
@@ -95,6 +117,9 @@ def test_topics_has_no_member_that_this_test_does_not_know() -> None:
         protocol.DEFAULT_ROOT, protocol.HEADER_LENGTH, protocol.STATUS, protocol.PRIORITY,
         protocol.DEADLINE_MS, protocol.CLASSIFICATION, protocol.SOURCE, *protocol.TRACE_PROPERTIES,
         *protocol.PRIORITIES, *protocol.REQUEST_CONTENT_TYPES, *protocol.STATES,
+        *protocol.STREAMS, *protocol.COMMANDS, protocol.STREAM, protocol.EPOCH, protocol.FIRST_SEQ,
+        protocol.BATCH, protocol.BOOT_ID, protocol.MODE, *protocol.MODES, protocol.ZSTD,
+        protocol.CONTENT_ENCODING, *TWIN_STATUSES, *KEY_STATUSES,
         *protocol.TELEMETRY_KINDS, *v2.DATATYPES, v2.BYTES, *(reason.value for reason in Reason),
     ],
 )  # fmt: skip
@@ -115,6 +140,7 @@ def test_limits_are_the_codes() -> None:
     assert f"at most {MAX_DEPTH} deep" in PAGE
     assert f"at most {MAX_CONTAINERS:,} lists" in PAGE
     assert f"version {protocol.PROTOCOL_VERSION} of the protocol" in PAGE
+    assert f"At most {protocol.MAX_DESIRED_BYTES:,} bytes are read" in PAGE
 
 
 def example(title: str) -> dict[str, Any]:
@@ -158,3 +184,27 @@ def test_request_and_answer_examples_are_sound() -> None:
         )
     )  # fmt: skip
     assert json.loads(body[:length]) == answer
+
+
+def test_control_plane_examples_have_every_member() -> None:
+    """Batch, acknowledgement, desired and reported documents are what the code writes."""
+    head = BatchHead("event", "0" * 16, "b", 1, "live")
+    twin = Twin(1, 1, "", "applied", [KeyReport("log.level", "applied")], {}, {})
+    made: dict[str, dict[str, Any]] = {
+        "Batch": json.loads(batch_json(head, [Record(1, 0.0, "k", b"{}")])),
+        "Acknowledgement": ack_document("b", 1, {1: "why"}),
+        "Desired": desired_document(1, {}),
+        "Reported": reported_document(twin, "b", 0.0),
+    }
+    for title, document in made.items():
+        told = example(title)
+        assert list(told) == list(document)
+        assert first_cells(section(title)) == list(document)
+        for member in ("records", "refused", "keys"):
+            if member in document:
+                assert list(told[member][0]) == list(document[member][0])
+
+
+def test_every_command_is_listed() -> None:
+    """The table of commands has each once."""
+    assert first_cells(section("Commands")) == list(protocol.COMMANDS)

@@ -32,6 +32,8 @@ FIELDS = [(section, field) for section, fields in SECTIONS.items() for field in 
 MADE_UP = {
     "device.name", "broker.username", "broker.password", "broker.tls", "broker.ca_file",
     "broker.cert_file", "broker.key_file", "serve.models", "serve.reply_prefixes",
+    "serve.slo_ms", "serve.versions", "report.models", "uplink.host", "uplink.username",
+    "uplink.password", "uplink.ca_file", "uplink.cert_file", "uplink.key_file",
     "timer.models",
 }  # fmt: skip
 
@@ -46,22 +48,29 @@ def _bounds(schema: dict[str, Any]) -> str:
     return ""
 
 
-def _kind(schema: dict[str, Any]) -> str:
+def _text(schema: dict[str, Any]) -> str:
+    word = {"path": "path", "password": "secret text"}.get(schema.get("format", ""), "text")
+    pattern = schema.get("pattern", "").replace("|", "\\|")
+    least = ", not empty" if schema.get("minLength") else ""
+    return f"{word} matching `{pattern}`" if pattern else word + least
+
+
+def _kind(schema: dict[str, Any]) -> str:  # noqa: PLR0911  # one answer for each kind
     """Type and limits in words, from a field's JSON schema."""
     if "anyOf" in schema:
         chosen = next(each for each in schema["anyOf"] if each.get("type") != "null")
         return f"{_kind(chosen)}, or not set"
     if "enum" in schema:
         return " or ".join(f'`"{each}"`' for each in schema["enum"])
-    if schema["type"] == "array":
-        return f"list of {_kind(schema['items'])}"
+    if "$ref" in schema:
+        return "table"
+    if schema["type"] in {"array", "object"}:
+        inner = schema.get("items") or schema["additionalProperties"]
+        return f"{'list of' if 'items' in schema else 'table of model to'} {_kind(inner)}"
+    if schema["type"] == "string":
+        return _text(schema)
     if schema["type"] == "boolean":
         return "`true` or `false`"
-    if schema["type"] == "string":
-        word = {"path": "path", "password": "secret text"}.get(schema.get("format", ""), "text")
-        pattern = schema.get("pattern", "").replace("|", "\\|")
-        least = ", not empty" if schema.get("minLength") else ""
-        return f"{word} matching `{pattern}`" if pattern else word + least
     return f"{schema['type']}{_bounds(schema)}"
 
 
@@ -76,7 +85,7 @@ def _default(section: str, field: str) -> str:
 def expected_cells(section: str, field: str) -> list[str]:
     """What the row of one setting must say, before its meaning."""
     schema = SECTIONS[section][field]
-    is_list = schema.get("type") == "array"
+    is_list = schema.get("type") in {"array", "object"}
     return [
         f"`{field}`",
         _kind(schema),

@@ -2,45 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
-from edged.engine_store import Engine, EngineStore, Manifest, Verdict
+from edged.engine_store import EngineStore
 from edged.errors import BuildError, EngineRefusedError
-from edged.recipe import InputSpec, OutputSpec
-
-HERE = {"runner": "onnx", "arch": "here"}
-
-
-def manifest(data: bytes = b"engine", *, passed: bool = True, key: str = "a" * 64) -> Manifest:
-    """A manifest of model ``m`` for this content."""
-    return Manifest(
-        model="m",
-        key=key,
-        created="2025-01-01T00:00:00+00:00",
-        runner="onnx",
-        fingerprint=HERE,
-        file="engine.onnx",
-        sha256=hashlib.sha256(data).hexdigest(),
-        precision="int8",
-        sources={"model": "b"},
-        input=(InputSpec(name="x", datatype="FP32", shape=(4,), scale=(0.5,)),),
-        output=(OutputSpec(name="y", shape=(2,)),),
-        max_batch=4,
-        warm_sizes=(1, 2, 4),
-        slo_ms=100,
-        latency_ms={"4": 3.0, "1": 1.0, "2": 2.0},
-        quantized=("layer",),
-        verdict=Verdict(passed=passed, samples=9, metrics={}, reasons=() if passed else ("bad",)),
-    )
-
-
-def install(store: EngineStore, data: bytes = b"engine", **options: str) -> Engine:
-    """Installs an engine with this content."""
-    return store.install(manifest(data, **options), {"engine.onnx": data, "report.json": b"{}"})  # type: ignore[arg-type]
+from tests.doubles.stored import HERE, install, manifest
 
 
 @pytest.fixture
@@ -214,3 +183,16 @@ def test_lock_in_an_unwritable_store_is_a_build_error(tmp_path: Path) -> None:
         EngineStore(tmp_path).building("m"),
     ):
         pass
+
+
+def test_versions_are_the_current_and_the_previous_engine(store: EngineStore) -> None:
+    """By 12 digits of their keys, the current one first; one that cannot be read is left out."""
+    assert store.versions("m") == {}
+    install(store, b"old", key="a" * 64)
+    install(store, b"new", key="b" * 64)
+
+    assert list(store.versions("m")) == ["b" * 12, "a" * 12]
+    assert store.versions("m")["a" * 12].read() == b"old"
+    (store.versions("m")["a" * 12].path.parent / "manifest.json").write_text("garbage")
+    assert list(store.versions("m")) == ["b" * 12]
+    assert store.versions("../m") == {}

@@ -12,7 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edged.build.fp16 import HALF, SMALLEST, HalfGraph, activations, find_peaks, to_half
-from edged.build.onnx_graph import GraphIndex, load_model, normalise, with_outputs
+from edged.build.normalise import normalise
+from edged.build.onnx_graph import GraphIndex, load_model, with_outputs
 from edged.build.placement import place
 from edged.build.quantize import quantize
 from edged.errors import BuildError

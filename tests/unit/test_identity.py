@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edged.build.identity import engine_key, engine_options
-from edged.build.precision import ladder
+from edged.build.precision import ladders
 from edged.recipe import EngineOptions, InputSpec, ModelInfo, OutputSpec, Recipe
 
 SOURCES = {"model": "a", "recipe": "b", "dataset": "c", "ranges": "d"}
@@ -26,7 +26,7 @@ def options(*, gpu: bool = True, sample: tuple[int, ...] = (4,), **engine: Any) 
         output=(OutputSpec(name="y", shape=(2,)),),
         engine=EngineOptions(**engine),
     )
-    return engine_options(recipe, ladder(recipe.engine, gpu=gpu))
+    return engine_options(recipe, ladders(recipe.engine, gpu=gpu))
 
 
 def key(
@@ -62,7 +62,9 @@ def test_every_part_of_the_fingerprint_counts(name: str) -> None:
         lambda: options(precision="fp16"),
         lambda: options(precision="fp32"),
         lambda: options(fp16_rest=False),
-        lambda: options(fallback=False),
+        lambda: options(precision="int8", fallback=False),
+        lambda: options(precision="int8"),
+        lambda: options(opt_batch=3),
         lambda: options(aux_streams=2),
         lambda: options(max_batch=8),
         lambda: options(sample=(5,)),

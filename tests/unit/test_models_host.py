@@ -159,6 +159,26 @@ def test_a_renewal_without_the_engine_s_file_is_refused(host: ModelHost) -> None
     host.models[NAME] = model
 
 
+def test_earlier_engine_serves_where_the_current_one_fits_no_longer(
+    host: ModelHost, tmp_path: Path
+) -> None:
+    """As after an upgrade of the runtime; the model is known to need another build."""
+    fitting = host.store.current(NAME)
+    install_picker(tmp_path, NAME, bound_to={"runner": "onnx", "arch": "vax"})
+
+    model = host.load(NAME, quiet)
+
+    assert model is not None
+    assert model.engine == fitting
+    assert host.outdated == {NAME}
+    model.close()
+    install_picker(tmp_path, NAME)
+    again = host.load(NAME, quiet)
+    assert again is not None
+    again.close()
+    assert host.outdated == set()
+
+
 @pytest.mark.parametrize("flaw", ["damaged", "no pass", "another device's", "none"])
 def test_what_may_not_be_loaded_is_refused(host: ModelHost, tmp_path: Path, flaw: str) -> None:
     """With the reason; nothing is served."""
@@ -167,7 +187,8 @@ def test_what_may_not_be_loaded_is_refused(host: ModelHost, tmp_path: Path, flaw
     elif flaw == "no pass":
         install_picker(tmp_path, NAME, passed=False)
     elif flaw == "another device's":
-        install_picker(tmp_path, NAME, bound_to={"runner": "onnx", "arch": "vax"})
+        for _ in range(2):  # the one before it is no better
+            install_picker(tmp_path, NAME, bound_to={"runner": "onnx", "arch": "vax"})
     else:
         shutil.rmtree(tmp_path / NAME)
     reasons = {
@@ -255,3 +276,50 @@ def test_golden_samples_that_cannot_be_used_are_a_refusal(host: ModelHost, damag
     for _ in range(2):
         with pytest.raises(EdgedError, match=r"golden samples of 'picker' cannot be used"):
             host.load(NAME, quiet)
+
+
+# ------------------------------------------------------------------ what is desired
+
+
+def test_a_version_that_is_asked_for_is_loaded_instead_of_the_newest(host: ModelHost) -> None:
+    """The one before the newest, and the newest again once none is asked for."""
+    old = host.store.current(NAME).manifest.key[:12]
+    install_again(host, "f")
+    settings = host.settings
+
+    host.settings = settings.model_copy(update={"versions": {NAME: old}})
+    serve(host)
+    assert host.models[NAME].version == old
+    assert host.load(NAME, quiet) is None
+    host.settings = settings
+    newest = host.load(NAME, quiet)
+    assert newest is not None
+    assert newest.version == "f" * 12
+    newest.close()
+
+
+def test_a_version_that_is_gone_is_no_reason_not_to_serve(
+    host: ModelHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The newest engine is loaded, and it is said."""
+    host.settings = host.settings.model_copy(update={"versions": {NAME: "0" * 12}})
+
+    serve(host)
+
+    assert host.models[NAME].version == host.store.current(NAME).manifest.key[:12]
+    assert "not in the store any more" in caplog.text
+
+
+def test_a_deadline_that_is_asked_for_goes_before_the_recipe_s(host: ModelHost) -> None:
+    """At once, for requests that come from then on; without one the recipe's holds."""
+    serve(host)
+    manifest = host.manifest(NAME)
+    assert manifest is not None
+    host.settings = host.settings.model_copy(update={"slo_ms": {NAME: 7.5}})
+    changed = host.manifest(NAME)
+    assert changed is not None
+    assert changed.slo_ms == 7.5
+    assert host.manifest(NAME) is changed
+    assert changed.model_copy(update={"slo_ms": manifest.slo_ms}) == manifest
+    host.settings = host.settings.model_copy(update={"slo_ms": {}})
+    assert host.manifest(NAME) is manifest

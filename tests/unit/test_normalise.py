@@ -6,7 +6,8 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from edged.build.onnx_graph import load_model, normalise
+from edged.build.normalise import normalise
+from edged.build.onnx_graph import load_model
 from edged.build.placement import place
 from edged.errors import BuildError
 from edged.recipe import QuantizeOptions

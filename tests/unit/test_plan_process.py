@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edged.build.plan import profile_of
-from edged.build.plan_process import child_environment, peak_bytes, why_it_ended
+from edged.build.plan import PlanJob, TypedGraphs, profile_of
+from edged.build.plan_process import (
+    PlanRequest,
+    build_plan,
+    child_environment,
+    peak_bytes,
+    why_it_ended,
+)
 from edged.build.plan_progress import PhaseTree
 from edged.errors import BuildError, BuildStoppedError
 from edged.recipe import InputSpec
@@ -36,6 +43,13 @@ def test_each_end_has_its_error(code: int, kind: type[BuildError], message: str)
         raise error
     assert error.message.endswith("; it said: first\nERROR: the last words")
     assert "it said" not in why_it_ended(code, "  \n").message
+
+
+def test_no_room_for_its_files_is_told_and_nothing_else_is_tried(tmp_path: Path) -> None:
+    """A missing folder stands for a disk that is full: another precision needs as much."""
+    request = PlanRequest(TypedGraphs(b"", b""), PlanJob(precision="fp32", profiles=()))
+    with pytest.raises(BuildStoppedError, match=r"files of the build process cannot be written"):
+        build_plan(request, tmp_path / "gone")
 
 
 def test_long_last_words_are_cut_at_the_front() -> None:

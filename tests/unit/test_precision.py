@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edged.build.precision import Variant, first_usable, ladder
+from edged.build.precision import Ladder, Variant, attempt_all, ladders
 from edged.errors import BuildError, BuildStoppedError, EngineError, EngineRefusedError
 from edged.recipe import EngineOptions
 
@@ -16,22 +16,24 @@ MIXED, INT8, FP16, FP32 = (
 @pytest.mark.parametrize(
     ("options", "kind", "expected"),
     [
-        (EngineOptions(), "gpu", (MIXED, INT8, FP16, FP32)),
-        (EngineOptions(fp16_rest=False), "gpu", (INT8, FP16, FP32)),
-        (EngineOptions(precision="fp16"), "gpu", (FP16, FP32)),
-        (EngineOptions(precision="fp32"), "gpu", (FP32,)),
-        (EngineOptions(fallback=False), "gpu", (MIXED,)),
-        (EngineOptions(precision="fp16", fallback=False), "gpu", (FP16,)),
-        (EngineOptions(), "cpu", (INT8, FP32)),
-        (EngineOptions(precision="fp16"), "cpu", (FP16, FP32)),
-        (EngineOptions(fallback=False), "cpu", (INT8,)),
+        (EngineOptions(), "gpu", ((MIXED, INT8), (FP16,), (FP32,))),
+        (EngineOptions(fp16_rest=False), "gpu", ((INT8,), (FP16,), (FP32,))),
+        (EngineOptions(), "cpu", ((INT8,), (FP32,))),
+        (EngineOptions(precision="int8"), "gpu", ((MIXED, INT8, FP16, FP32),)),
+        (EngineOptions(precision="fp16"), "gpu", ((FP16, FP32),)),
+        (EngineOptions(precision="fp32"), "gpu", ((FP32,),)),
+        (EngineOptions(precision="int8", fallback=False), "gpu", ((MIXED,),)),
+        (EngineOptions(precision="fp16", fallback=False), "gpu", ((FP16,),)),
+        (EngineOptions(precision="int8"), "cpu", ((INT8, FP32),)),
+        (EngineOptions(precision="fp16"), "cpu", ((FP16, FP32),)),
+        (EngineOptions(precision="int8", fallback=False), "cpu", ((INT8,),)),
     ],
 )
-def test_what_was_asked_comes_first_and_fp32_last(
-    options: EngineOptions, kind: str, expected: tuple[Variant, ...]
+def test_auto_builds_each_precision_and_a_wish_only_what_it_falls_back_to(
+    options: EngineOptions, kind: str, expected: tuple[Ladder, ...]
 ) -> None:
-    """Without a fallback there is nothing but what was asked; a CPU has no use for FP16."""
-    assert ladder(options, gpu=kind == "gpu") == expected
+    """What was asked comes first and FP32 last; a CPU has no use for FP16."""
+    assert ladders(options, gpu=kind == "gpu") == expected
 
 
 def test_variants_are_named_for_people() -> None:
@@ -52,19 +54,33 @@ def test_next_precision_is_taken_and_the_reason_kept(error: type[BuildError]) ->
             raise error(f"CHECK(dtype) failed in {variant}")
         return f"plan in {variant}"
 
-    choice = first_usable((MIXED, INT8, FP16, FP32), attempt)
+    found = attempt_all(((MIXED, INT8, FP16, FP32),), attempt)
     assert tried == [MIXED, INT8, FP16]
-    assert (choice.variant, choice.result) == (FP16, "plan in FP16")
-    assert choice.notes == (
+    assert found.passed == {FP16: "plan in FP16"}
+    assert found.notes() == (
         "INT8 with an FP16 rest could not be had: CHECK(dtype) failed in INT8 with an FP16 rest",
         "INT8 could not be had: CHECK(dtype) failed in INT8",
     )
 
 
-def test_first_success_ends_the_search_without_notes() -> None:
-    """Nothing else is built."""
-    assert first_usable((INT8, FP16), str) == first_usable((INT8,), str)
-    assert first_usable((INT8, FP16), str).notes == ()
+def test_each_ladder_gives_one_variant() -> None:
+    """So that precisions can be compared; a second form of one is built only if the first fails."""
+    found = attempt_all(((MIXED, INT8), (FP16,), (FP32,)), str)
+    assert list(found.passed) == [MIXED, FP16, FP32]
+    assert found.notes() == ()
+
+
+def test_a_ladder_that_gives_nothing_leaves_the_others() -> None:
+    """A device without INT8 still compares FP16 with FP32, and says why."""
+
+    def attempt(variant: Variant) -> str:
+        if variant.precision == "int8":
+            raise BuildError("no INT8 kernels")
+        return str(variant)
+
+    found = attempt_all(((MIXED, INT8), (FP16,), (FP32,)), attempt)
+    assert list(found.passed) == [FP16, FP32]
+    assert list(found.failed) == [MIXED, INT8]
 
 
 def test_build_that_is_stopped_is_not_tried_again() -> None:
@@ -76,7 +92,7 @@ def test_build_that_is_stopped_is_not_tried_again() -> None:
         raise BuildStoppedError("the build was cancelled")
 
     with pytest.raises(BuildStoppedError, match="cancelled"):
-        first_usable((MIXED, FP16, FP32), attempt)
+        attempt_all(((MIXED,), (FP16,), (FP32,)), attempt)
     assert tried == [MIXED]
 
 
@@ -87,7 +103,7 @@ def test_fault_of_our_own_is_not_taken_for_the_devices() -> None:
         raise KeyError(variant)
 
     with pytest.raises(KeyError):
-        first_usable((INT8, FP32), attempt)
+        attempt_all(((INT8, FP32),), attempt)
 
 
 def test_every_reason_is_told_when_nothing_is_left() -> None:
@@ -100,6 +116,6 @@ def test_every_reason_is_told_when_nothing_is_left() -> None:
         raise BuildError("no such operator")
 
     with pytest.raises(BuildError, match=r"^INT8: no int8 here; FP32: no fp32 here$"):
-        first_usable((INT8, FP32), differing)
+        attempt_all(((INT8, FP32),), differing)
     with pytest.raises(BuildError, match=r"^no such operator$"):
-        first_usable((INT8, FP32), alike)
+        attempt_all(((INT8,), (FP32,)), alike)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edged.device_load import UNKNOWN, DeviceLoad
+from edged.gpu_load import UNKNOWN, DeviceLoad
 from edged.serve.price import MODES, MOST, price_of, priced, slewed
 
 

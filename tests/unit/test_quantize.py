@@ -7,7 +7,8 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from edged.build.onnx_graph import load_model, normalise
+from edged.build.normalise import normalise
+from edged.build.onnx_graph import load_model
 from edged.build.placement import LinearLayer, Placement, Shortcut, place, quantized_nodes
 from edged.build.quantize import quantize, without_pairs
 from edged.errors import BuildError
@@ -118,12 +119,13 @@ def test_products_of_two_activations_stay_in_float() -> None:
 
 
 def test_layers_that_cannot_be_quantized_are_named_with_the_reason() -> None:
-    """A transposed convolution, a left-hand constant, a computed weight."""
+    """A transposed convolution, a left-hand constant; a weight computed of constants is folded."""
     model = normal(onnx_models.unusual_layers(), {"x": (4, 4, 4)})
-    kept = placed(model).kept
+    found = placed(model)
+    kept = found.kept
     assert kept["up"].startswith("transposed convolution")
     assert kept["left"] == "the left operand is the constant one"
-    assert kept["computed"] == "both operands are activations"
+    assert "computed" in {layer.node for layer in found.layers}
     with pytest.raises(BuildError, match="'up' cannot be quantized: transposed"):
         placed(model, include=("up",))
 

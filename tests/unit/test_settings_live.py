@@ -49,7 +49,7 @@ def test_a_reload_takes_over_what_is_live_and_nothing_else(name: str) -> None:
 def test_what_needs_a_restart_is_named() -> None:
     """All fields that differ and are not live, in the order of the sections."""
     assert OLD.needs_restart(NEW) == [
-        "broker.host", "broker.port", "serve.devices", "report.telemetry_interval_s",
+        "broker.host", "broker.port", "serve.devices",
     ]  # fmt: skip
 
 

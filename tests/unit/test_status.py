@@ -86,3 +86,15 @@ def test_one_run_has_one_boot_id() -> None:
 def test_the_members_are_those_of_the_protocol() -> None:
     """Without progress, exactly what `status_document` writes."""
     assert list(read(Status(tuple))) == list(status_document("online", "b", 1))
+
+
+def test_document_tells_what_serves_and_why() -> None:
+    """Precision and its reason, while there are models; another engine is news."""
+    engines: dict[str, dict[str, object]] = {"m": {"engine": "a", "precision": "int8", "notes": []}}
+    status = Status(lambda: ("m",), lambda: engines)
+    assert status.change("online")
+    assert not status.change("online")
+    assert json.loads(status.document("online", 1))["engines"] == engines
+    assert "engines" not in json.loads(status.document("offline", 1))
+    engines["m"] = {"engine": "b", "precision": "fp16", "notes": ["INT8 was not taken"]}
+    assert status.change("online")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edged.device_load import JetsonSource, LoadSource, NoSource
+from edged.gpu_load import JetsonSource, LoadSource, NoSource
 from edged.serve.timer import BatchTimer
 from edged.serve.tuner import Choice, Task
 from edged.serve.tuning import Tuning, TuningPorts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +62,9 @@ def test_digits_is_built_in_int8_or_falls_back_with_the_reason(
 ) -> None:
     """Where INT8 convolutions cannot be built, the manifest says so and the engine serves."""
     engines, calib = folders / "engines", folders / "calib"
-    result = build_model("digits", engines=engines, calib=calib, runner="tensorrt")
+    result = build_model(
+        "digits", engines=engines, calib=calib, runner="tensorrt", precision="int8"
+    )
     manifest = result.engine.manifest
     record_property("digits", [manifest.precision, manifest.latency_ms, *manifest.notes])
     assert manifest.verdict.passed
@@ -74,6 +77,26 @@ def test_digits_is_built_in_int8_or_falls_back_with_the_reason(
         assert warm_up(runner, manifest.warm_sizes)(1) > 0
     finally:
         runner.close()
+
+
+def test_the_fastest_precision_is_installed_and_the_others_have_a_reason(
+    folders: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """All that can be had are timed in turn; the report places them under measured peaks."""
+    result = build_model(
+        "watch", engines=folders / "engines", calib=folders / "calib", runner="tensorrt"
+    )
+    report = json.loads(result.engine.path.with_name("report.json").read_text())
+    record_property("choice", report["candidates"])
+    record_property("peaks", report["roofline"] and report["roofline"]["peaks"])
+    timed = {row["variant"]: row for row in report["candidates"] if "latency_ms" in row}
+    assert {"FP16", "FP32"} <= set(timed)
+    size = str(report["slo_batch"])
+    taken = report["candidates"][0]
+    assert taken["installed"]
+    fastest = min(row["latency_ms"][size] for row in timed.values())
+    assert taken["latency_ms"][size] <= fastest * 1.2
+    assert all(row["reason"] for row in report["candidates"])
 
 
 def test_auto_takes_the_gpu(folders: Path) -> None:

@@ -1,4 +1,4 @@
-"""The sending thread of reports: order, limits, the interval, the end."""
+"""The thread that makes reports: order, limits, the interval, policies, the end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import pytest
 from edged.events import Event, Stopping, Telemetry
 from edged.metrics import Metrics
 from edged.protocol import Topics
-from edged.report.uplink import QUEUED_EVENTS, Uplink
+from edged.report.policy import Answered
+from edged.report.reports import QUEUED_EVENTS, ReportPorts, Reports
+from edged.report_settings import ReportSettings
 
 TOPICS = Topics("edged/v1", "cam-7")
 NEVER_S = 86_400.0
@@ -27,12 +29,16 @@ class Channel:
         self.sent: queue.Queue[tuple[str, dict[str, object]]] = queue.Queue()
         self.takes = True
         self.endless = False
-        self.uplink = Uplink(TOPICS, self._send, self._telemetry, interval_s, self.metrics)
+        settings = ReportSettings.model_construct(
+            telemetry_interval_s=interval_s, results="all", models={}
+        )
+        ports = ReportPorts(self._send, self._telemetry)
+        self.reports = Reports(TOPICS, settings, ports, self.metrics)
 
     def _send(self, topic: str, payload: bytes) -> bool:
         self.sent.put((topic, json.loads(payload)))
         if self.endless:
-            self.uplink.emit(Stopping(0.0, 0))
+            self.reports.emit(Stopping(0.0, 0))
         return self.takes
 
     def _telemetry(self) -> Telemetry:
@@ -50,11 +56,11 @@ class Channel:
 
 @pytest.fixture
 def channel() -> Iterator[Channel]:
-    """An uplink without telemetry, not started."""
+    """Reports without telemetry, not started."""
     made = Channel()
     yield made
-    if made.uplink.thread.is_alive():
-        made.uplink.stop(PATIENCE_S)
+    if made.reports.thread.is_alive():
+        made.reports.stop(PATIENCE_S)
 
 
 def stopping(number: int) -> Event:
@@ -64,9 +70,9 @@ def stopping(number: int) -> Event:
 
 def test_events_go_out_in_order(channel: Channel) -> None:
     """What was emitted first is published first, each on the topic of its kind."""
-    channel.uplink.start()
+    channel.reports.start()
     for number in range(50):
-        channel.uplink.emit(stopping(number))
+        channel.reports.emit(stopping(number))
 
     for number in range(50):
         topic, document = channel.next()
@@ -78,11 +84,11 @@ def test_events_go_out_in_order(channel: Channel) -> None:
 def test_a_full_queue_drops_and_counts(channel: Channel) -> None:
     """The newest are dropped, emitting never waits, and the rest goes out."""
     for number in range(QUEUED_EVENTS + 7):
-        channel.uplink.emit(stopping(number))
+        channel.reports.emit(stopping(number))
 
-    assert repr(channel.uplink) == f"<Uplink {QUEUED_EVENTS} events wait>"
+    assert repr(channel.reports) == f"<Reports {QUEUED_EVENTS} events wait>"
     assert channel.metrics.value("events_dropped_total", "stopping") == 7
-    channel.uplink.start()
+    channel.reports.start()
     numbers = [channel.next_data() for _ in range(QUEUED_EVENTS)]
     assert numbers == [{"outstanding": number} for number in range(QUEUED_EVENTS)]
 
@@ -90,11 +96,11 @@ def test_a_full_queue_drops_and_counts(channel: Channel) -> None:
 def test_what_the_link_does_not_take_is_counted(channel: Channel) -> None:
     """Without a broker events are dropped, not kept, and each one is counted."""
     channel.takes = False
-    channel.uplink.start()
-    channel.uplink.emit(stopping(1))
-    channel.uplink.emit(stopping(2))
+    channel.reports.start()
+    channel.reports.emit(stopping(1))
+    channel.reports.emit(stopping(2))
 
-    channel.uplink.stop(PATIENCE_S)
+    channel.reports.stop(PATIENCE_S)
 
     assert channel.sent.qsize() == 2
     assert channel.metrics.value("events_dropped_total", "stopping") == 2
@@ -103,12 +109,12 @@ def test_what_the_link_does_not_take_is_counted(channel: Channel) -> None:
 def test_stop_publishes_what_is_queued(channel: Channel) -> None:
     """The last words are said before the thread ends."""
     for number in range(20):
-        channel.uplink.emit(stopping(number))
-    channel.uplink.start()
+        channel.reports.emit(stopping(number))
+    channel.reports.start()
 
-    channel.uplink.stop(PATIENCE_S)
+    channel.reports.stop(PATIENCE_S)
 
-    assert not channel.uplink.thread.is_alive()
+    assert not channel.reports.thread.is_alive()
     assert channel.sent.qsize() == 20
 
 
@@ -116,7 +122,7 @@ def test_telemetry_goes_out_at_the_interval() -> None:
     """It is published again and again as plain JSON, on its own topic."""
     channel = Channel(interval_s=0.01)
     channel.metrics.count("arrivals_total")
-    channel.uplink.start()
+    channel.reports.start()
 
     for _ in range(3):
         topic, document = channel.next()
@@ -129,21 +135,48 @@ def test_telemetry_goes_out_at_the_interval() -> None:
             "models": {"digits": {"rate": None}},
             "devices": {},
             "metrics": {"arrivals_total": [{"value": 1}]},
+            "device": {},
         }
-    channel.uplink.stop(PATIENCE_S)
+    channel.reports.stop(PATIENCE_S)
 
 
 def test_events_do_not_crowd_out_telemetry() -> None:
     """Telemetry keeps its interval while there is always another event to send."""
     channel = Channel(interval_s=0.01)
     channel.endless = True
-    channel.uplink.emit(stopping(1))
-    channel.uplink.start()
+    channel.reports.emit(stopping(1))
+    channel.reports.start()
 
     topics = iter(lambda: channel.next()[0], "edged/v1/cam-7/tele/metrics")
     seen = sum(1 for _ in topics)
 
     assert seen >= 1
     channel.endless = False
-    channel.uplink.stop(PATIENCE_S)
-    assert not channel.uplink.thread.is_alive()
+    channel.reports.stop(PATIENCE_S)
+    assert not channel.reports.thread.is_alive()
+
+
+def test_answers_go_through_the_policy_and_become_results(channel: Channel) -> None:
+    """With ``all`` each answer is a result event with its values; with ``none`` none is wanted."""
+    assert channel.reports.wants("digits")
+    channel.reports.start()
+    channel.reports.answered(Answered(3.0, "digits", "a", 200, 1, 2.5, {}))
+    topic, document = channel.next()
+
+    assert topic == "edged/v1/cam-7/event/result"
+    assert document["data"] == {
+        "model": "digits", "id": "a", "status": 200, "samples": 1, "latency_ms": 2.5,
+        "outputs": {},
+    }  # fmt: skip
+    channel.reports.configure(ReportSettings())
+    assert not channel.reports.wants("digits")
+
+
+def test_a_new_interval_holds_at_once() -> None:
+    """Telemetry that would have come in a day comes at the new interval."""
+    channel = Channel()
+    channel.reports.start()
+    channel.reports.configure(ReportSettings(telemetry_interval_s=0.1))
+
+    assert channel.next()[0] == "edged/v1/cam-7/tele/metrics"
+    channel.reports.stop(PATIENCE_S)
