@@ -16,14 +16,12 @@ from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import TYPE_CHECKING, Any  # noqa: E402
 
-from edged import __version__  # noqa: E402
-from edged.cli_engines import add_actions  # noqa: E402
+from edged import __version__, cli_build  # noqa: E402
+from edged.cli_options import add_config, settings_of  # noqa: E402
 from edged.errors import ConfigError, EdgedError  # noqa: E402
 
 if TYPE_CHECKING:
     from edged.client import Endpoint
-    from edged.engine_store import Verdict
-    from edged.settings import Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,13 +47,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="edged", description="Edge inference daemon: INT8 engines, requests over MQTT."
     )
     parser.add_argument("--version", action="version", version=f"edged {__version__}")
-    _add_config(parser, default=None)
+    add_config(parser, default=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add in (
         _add_serve,
-        _add_build,
-        _add_verify,
-        _add_engines,
+        cli_build.add_build,
+        cli_build.add_verify,
+        cli_build.add_engines,
         _add_infer,
         _add_bench,
         _add_top,
@@ -66,27 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     ):
         add(commands)
     for command in commands.choices.values():  # before the command or after it, as one likes
-        _add_config(command, default=argparse.SUPPRESS)
+        add_config(command, default=argparse.SUPPRESS)
     return parser
-
-
-def _add_config(parser: argparse.ArgumentParser, default: Any) -> None:
-    parser.add_argument(
-        "--config",
-        type=Path,
-        default=default,
-        help="settings file; default: EDGED_CONFIG, else /etc/edged/edged.toml",
-    )
-
-
-def _settings(options: argparse.Namespace) -> Settings:
-    from edged.settings import load_settings
-
-    overrides: dict[str, dict[str, Any]] = {}
-    for name in ("engines", "calib"):
-        if getattr(options, name, None) is not None:
-            overrides.setdefault("paths", {})[name] = getattr(options, name)
-    return load_settings(options.config, **overrides)
 
 
 # ------------------------------------------------------------------ the service
@@ -101,7 +80,7 @@ def _add_serve(commands: Any) -> None:
 def _serve(options: argparse.Namespace) -> int:
     from edged.daemon import serve
 
-    return serve(_settings(options), options.config, _BEGAN)
+    return serve(settings_of(options), options.config, _BEGAN)
 
 
 def _add_outbox(commands: Any) -> None:
@@ -118,7 +97,7 @@ def _add_outbox(commands: Any) -> None:
 def _outbox(options: argparse.Namespace) -> int:
     from edged import outbox_command
 
-    folder = options.path or _settings(options).outbox.path
+    folder = options.path or settings_of(options).outbox.path
     return outbox_command.run(
         outbox_command.OutboxOptions(folder, options.requeue, options.export, options.json)
     )
@@ -134,150 +113,10 @@ def _doctor(options: argparse.Namespace) -> int:
     from edged import doctor
 
     try:
-        settings = _settings(options)
+        settings = settings_of(options)
     except ConfigError as err:
         return doctor.run(err)
     return doctor.run(settings)
-
-
-# ------------------------------------------------------------------ building
-
-
-def _add_build(commands: Any) -> None:
-    parser = commands.add_parser("build", help="build the engine of a model and install it")
-    _add_model_folders(parser)
-    parser.add_argument("--force", action="store_true", help="build although nothing has changed")
-    parser.add_argument(
-        "--sensitivity",
-        action="store_true",
-        help="build nothing; rank the layers by what each costs in INT8; ended, it goes on later",
-    )
-    parser.add_argument(
-        "--runner",
-        choices=("auto", "onnx", "tensorrt"),
-        default="auto",
-        help="what the engine is for; auto: TensorRT where there is a GPU, else ONNX Runtime",
-    )
-    parser.add_argument(
-        "--precision", choices=("auto", "int8", "fp16", "fp32"), help="instead of the recipe's"
-    )
-    _add_device(parser)
-    parser.set_defaults(run=_build)
-
-
-def _add_verify(commands: Any) -> None:
-    parser = commands.add_parser("verify", help="compare an installed engine with the FP32 model")
-    _add_model_folders(parser)
-    _add_device(parser)
-    parser.set_defaults(run=_verify)
-
-
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="cuda:0", help="GPU that a TensorRT engine is for")
-
-
-def _add_model_folders(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="name of a folder under engines/")
-    parser.add_argument("--engines", type=Path, help="folder of models (paths.engines)")
-    parser.add_argument("--calib", type=Path, help="folder of calibration sets (paths.calib)")
-
-
-def _say(sentence: str, share: float) -> None:
-    if sys.stderr.isatty():  # one line that is drawn over again; else a line each, as logs want it
-        bar = "#" * round(20 * share) + "." * (20 - round(20 * share))
-        end = "\n" if share >= 1 else ""
-        print(
-            f"\r\x1b[K[{bar}] {share:4.0%}  {sentence[:90]}", end=end, file=sys.stderr, flush=True
-        )
-    else:
-        print(f"{share:4.0%}  {sentence}", file=sys.stderr, flush=True)
-
-
-def _scan(options: argparse.Namespace) -> int:
-    from edged.build.scan import scan_model
-
-    paths = _settings(options).paths
-    costs = scan_model(options.model, engines=paths.engines, calib=paths.calib, progress=_say)
-    print(f"{'loss':>8} {'SQNR, dB':>9}  layer, alone in INT8, costliest first")
-    for cost in costs:
-        print(f"{cost.loss:8.4f} {cost.sqnr_db:9.1f}  {cost.node}")
-    return 0
-
-
-def _build(options: argparse.Namespace) -> int:
-    if options.sensitivity:
-        return _scan(options)
-    from edged.build.pipeline import build_model
-
-    paths = _settings(options).paths
-    result = build_model(
-        options.model,
-        engines=paths.engines,
-        calib=paths.calib,
-        force=options.force,
-        progress=_say,
-        runner=options.runner,
-        device=options.device,
-        precision=options.precision,
-    )
-    manifest = result.engine.manifest
-    if result.changed:
-        print(f"built {manifest.model} {manifest.key[:12]} in {result.seconds:.1f} s")
-    else:
-        print(f"{manifest.model} {manifest.key[:12]}: nothing has changed")
-    print(
-        f"{manifest.precision}, {len(manifest.quantized)} layers quantized, for {manifest.runner}; "
-        f"{manifest.latency_ms['1']:g} ms at batch 1, "
-        f"{manifest.latency_ms[str(manifest.max_batch)]:g} ms at {manifest.max_batch}"
-    )
-    for note in manifest.notes:
-        print(f"note: {note}")
-    print(f"report: {result.engine.path.with_name('report.html')}")
-    _print_verdict(manifest.verdict)
-    return 0
-
-
-def _verify(options: argparse.Namespace) -> int:
-    from edged.build.pipeline import verify_model
-
-    paths = _settings(options).paths
-    verdict = verify_model(
-        options.model,
-        engines=paths.engines,
-        calib=paths.calib,
-        progress=_say,
-        device=options.device,
-    )
-    _print_verdict(verdict)
-    return 0 if verdict.passed else 1
-
-
-def _add_engines(commands: Any) -> None:
-    parser = commands.add_parser("engines", help="list, verify, roll back and prune built engines")
-    parser.set_defaults(run=_engines)
-    add_actions(parser)
-
-
-def _engines(options: argparse.Namespace) -> int:
-    from edged import engines
-
-    return engines.run(
-        engines.EnginesOptions(
-            store=_settings(options).paths.engines,
-            action=options.action,
-            models=options.models,
-            run=options.run_golden,
-            device=options.device,
-            json=options.json,
-        )
-    )
-
-
-def _print_verdict(verdict: Verdict) -> None:
-    print(f"{'samples':<16}{verdict.samples}  (held out)")
-    for name, value in verdict.metrics.items():
-        print(f"{name:<16}{value:.4f}")
-    print("passed" if verdict.passed else f"not passed: {'; '.join(verdict.reasons)}")
 
 
 # ------------------------------------------------------------------ asking
@@ -294,7 +133,7 @@ def _endpoint(options: argparse.Namespace) -> Endpoint:
     """From the settings, where the command line says nothing else."""
     from edged.client import Endpoint
 
-    settings = _settings(options)
+    settings = settings_of(options)
     broker, password = settings.broker, settings.broker.password
     return Endpoint(
         device=options.device or settings.device.name,
@@ -406,7 +245,7 @@ def _simulate(options: argparse.Namespace) -> int:
     from edged.simulate import command
     from edged.simulate.options import from_arguments
 
-    return command.run(from_arguments(options), _settings(options).paths.engines)
+    return command.run(from_arguments(options), settings_of(options).paths.engines)
 
 
 def _add_demo(commands: Any) -> None:

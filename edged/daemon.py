@@ -35,7 +35,7 @@ from edged.serve.batch import WaitingRoom
 from edged.serve.decode import Decoder, Limits
 from edged.serve.devices import Devices, Notice
 from edged.serve.models import ModelHost
-from edged.serve.mqtt import BrokerLink, LinkHandlers
+from edged.serve.mqtt import BrokerLink
 from edged.serve.pipeline import Pipeline, Sender, Watchers
 from edged.serve.request import LinkDown, LinkUp, Outcome, Reply
 from edged.settings import Settings, load_settings
@@ -66,17 +66,9 @@ def serve(settings: Settings, file: Path | None, began: float) -> int:
     started, desired = settings_at_start(settings)
     logs.configure(started.log.level, started.log.format)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    threading.excepthook = _end_process
+    threading.excepthook = logs.end_process
     sd_notify.notify(status="loading models")
     return Service(Beginning(settings, started, desired), file).run(began)
-
-
-def _end_process(fault: threading.ExceptHookArgs) -> None:
-    """A thread of ours, a runner's or the loader's died: no part of the service may go missing."""
-    name = fault.thread.name if fault.thread else "?"
-    log.critical("thread %s died", name, exc_info=fault.exc_value)
-    logging.shutdown()
-    os._exit(os.EX_SOFTWARE)
 
 
 class Service:
@@ -128,14 +120,7 @@ class Service:
             f"edged-{settings.device.name}",
             topics.status,
             topics.subscriptions,
-            LinkHandlers(
-                pipeline.arrived,
-                pipeline.delivered,
-                pipeline.link_changed,
-                self._status.document,
-                pipeline.turn,
-                pipeline.settled,
-            ),
+            pipeline.handlers(self._status.document),
             metrics,
         )
         parts = Parts(host, self._room, devices, pipeline, self._link, metrics)
@@ -176,9 +161,8 @@ class Service:
             self._link.stop(self._status.document("offline", self._link.epoch))
             return os.EX_OK if self._stops else self._nothing_to_serve()
         running = self._devices.start(self._pipeline.done)
-        self._pipeline.start(
-            Sender(self._link.publish, self._link.acknowledge, self._link.wake), running
-        )
+        sender = Sender(self._link.publish, self._link.acknowledge, self._link.wake)
+        self._pipeline.start(sender, running)
         self._devices.start_tuning(self._settings.timer)
         gc.collect()
         gc.freeze()  # what is loaded stays; no collection needs to look at it again

@@ -16,7 +16,6 @@ build's own.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -36,6 +35,7 @@ from edged.atomic_files import (
     unused_name,
     write_synced,
 )
+from edged.build_lock import lock_build
 from edged.errors import BuildError, EngineMismatchError, EngineRefusedError
 from edged.latency import LatencyCurve
 from edged.recipe import MODEL_NAME, InputSpec, OutputSpec, Precision, explain
@@ -307,7 +307,7 @@ class EngineStore:
                 "build as the user that owns it"
             ) from err
         try:
-            _lock(handle, model)
+            lock_build(handle, model)
             yield
         finally:
             os.close(handle)
@@ -339,21 +339,6 @@ def check_usable(manifest: Manifest, fingerprint: Mapping[str, str]) -> None:
             f"engine of {model!r} is for another device or runtime ({'; '.join(differing)}); "
             f"build it here with: edged build {model}"
         )
-
-
-def _lock(handle: int, model: str) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as err:
-        owner = os.pread(handle, 20, 0).decode("ascii", "replace").strip()
-        by = f" (process {owner})" if owner.isdigit() else ""
-        raise BuildError(
-            f"another build of model {model!r} is running{by}; wait for it to end"
-        ) from err
-    # Whom to wait for; the lock itself is the kernel's and ends with its process.
-    with contextlib.suppress(OSError):
-        os.truncate(handle, 0)
-        os.pwrite(handle, str(os.getpid()).encode(), 0)
 
 
 def _point(parent: Path, name: str) -> None:

@@ -103,7 +103,7 @@ def _row(state: str, engine: Engine, options: EnginesOptions, *, read: bool) -> 
 
 def _run(engine: Engine, device: str) -> None:
     """Loads an engine and compares with what it gave when it was verified."""
-    from edged.serve.models import check_golden
+    from edged.serve.golden import check_golden
 
     runner = load(engine, device=device if engine.manifest.runner == "tensorrt" else "cpu")
     try:

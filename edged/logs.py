@@ -13,6 +13,7 @@ import math
 import os
 import re
 import sys
+import threading
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -171,3 +172,11 @@ def _is_journal(stream: TextIO) -> bool:
     except (OSError, ValueError):
         return False
     return os.environ.get("JOURNAL_STREAM") == f"{stat.st_dev}:{stat.st_ino}"
+
+
+def end_process(fault: threading.ExceptHookArgs) -> None:
+    """A thread of ours, a runner's or the loader's died: no part of the service may go missing."""
+    name = fault.thread.name if fault.thread else "?"
+    logging.getLogger(__name__).critical("thread %s died", name, exc_info=fault.exc_value)
+    logging.shutdown()
+    os._exit(os.EX_SOFTWARE)

@@ -16,8 +16,8 @@ from edged.build.histogram import Histogram, NotFiniteError
 from edged.build.observe import Observed, observe, thin
 from edged.build.ranges import Ranges, Sources, TensorRange, percentile_of
 from edged.build.thresholds import Method, tensor_range, threshold
+from edged.build_options import CalibrateOptions
 from edged.errors import BuildError
-from edged.recipe import CalibrateOptions
 
 Array = npt.NDArray[np.generic]
 

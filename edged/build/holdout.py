@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edged.build.verify import Comparison, loss
+from edged.build_options import VerifyOptions
 from edged.errors import BuildError
-from edged.recipe import VerifyOptions
 from edged.runners.onnx import FloatGraph
 
 Array = npt.NDArray[np.generic]

@@ -25,8 +25,8 @@ from edged.build.observe import with_observers
 from edged.build.placement import Placement
 from edged.build.ranges import Ranges, TensorRange, read_ranges, write_ranges
 from edged.build.sensitivity import LayerCost, ScanState, fit, scan
+from edged.build_options import QuantizeOptions
 from edged.engine_store import BUILT
-from edged.recipe import QuantizeOptions
 from edged.runners import Array
 from edged.runners.onnx import FloatGraph
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import onnx
 
 from edged.build.onnx_graph import GraphIndex, attribute
+from edged.build_options import QuantizeOptions
 from edged.errors import BuildError
-from edged.recipe import QuantizeOptions
 
 LINEAR = {"Conv", "Gemm", "MatMul", "ConvTranspose"}
 

@@ -17,8 +17,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from edged import __version__
+from edged.build_options import CalibrateOptions
 from edged.errors import BuildError
-from edged.recipe import CalibrateOptions, explain
+from edged.recipe import explain
 
 # ONNX Runtime's kernels differ by about 1e-6 between processors; five digits hide that, so the same
 # calibration gives the same file on another machine, and cost nothing next to 127 levels.

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from edged.build_options import VerifyOptions
 from edged.engine_store import Verdict
 from edged.errors import BuildError
-from edged.recipe import VerifyOptions
 
 Array = npt.NDArray[np.generic]
 

@@ -36,7 +36,7 @@ Refusal = Callable[..., EdgedError | None]
 class WaitingRoom:
     """All waiting requests, the timers, and the free lanes of the devices.
 
-    Thread-safe. ``put`` is called by the intake thread, ``take`` by a device's thread,
+    Thread-safe. ``put`` is called by the intake, ``take`` by a device's thread,
     ``completed`` by whoever learns that a batch is done.
 
     Args:
@@ -203,10 +203,9 @@ class WaitingRoom:
             self._arrived(request, queue, now)
             # A device whose lanes are all busy need not wake up, unless this one expires first.
             if any(d.free > 0 for d in self._devices.values()) or request.deadline < self._alarm:
+                self._call_due = not call
                 if call:
                     self._changed.notify_all()
-                else:
-                    self._call_due = True
             return superseded
 
     def call(self) -> None:
@@ -218,18 +217,13 @@ class WaitingRoom:
 
     def _refused(self, request: Request, queue: ModelQueue, now: float) -> EdgedError | None:
         waiting = sum(q.samples for name, q in self._queues.items() if _is_of(name, request.model))
-        refusal = partial(
-            self._refusal,
-            request,
-            now,
+        starts_s = self._starts_in_s(request, queue, now)
+        ask = partial(
+            self._refusal, request, now, starts_in_s=starts_s, draining=self._draining,
             waiting=waiting - queue.replaceable(request),
-            starts_in_s=self._starts_in_s(request, queue, now),
-            draining=self._draining,
-        )
+        )  # fmt: skip
         # How long the devices need is found out only where an answer is to say it.
-        return refusal(drain_s=0.0) and refusal(
-            drain_s=self._drain_s(request.queue, now, queue.samples)
-        )
+        return ask(drain_s=0.0) and ask(drain_s=self._drain_s(request.queue, now, queue.samples))
 
     def _starts_in_s(self, request: Request, queue: ModelQueue, now: float) -> float:
         """The least time after which its first sample is started; 0 with nothing before it.
@@ -251,10 +245,7 @@ class WaitingRoom:
         if request.priority is Priority.URGENT:
             traffic = self._urgent.setdefault(name, UrgentTraffic())
             traffic.arrived(now, request.samples, request.deadline - request.received)
-        timers = self._observers.get(name)
-        if timers is None:
-            timers = self._observers[name] = self._timers_of(name)
-        for timer in timers:
+        for timer in self._observers.get(name) or self._timers_of(name):
             timer.arrived(now, request.samples)
         for device in self._devices.values():
             # One model needs no order; a device with a free lane is asked in a moment anyway.
@@ -282,7 +273,8 @@ class WaitingRoom:
     def _timers_of(self, queue: str) -> list[BatchTimer]:
         devices = self._devices.values()
         timers = [self._timers[queue], *(d.timers[queue] for d in devices if queue in d.timers)]
-        return list({id(timer): timer for timer in timers}.values())
+        observers = self._observers[queue] = list({id(timer): timer for timer in timers}.values())
+        return observers
 
     def _drain_s(self, queue: str, now: float, samples: int) -> float:
         able = self._able(queue)

@@ -34,6 +34,7 @@ from edged.serve.encode import dead_letter, encode
 from edged.serve.gather import Gatherer, rows_of
 from edged.serve.gpu import Device, Done, superseded
 from edged.serve.intake import Intake, IntakePorts
+from edged.serve.mqtt import LinkHandlers
 from edged.serve.publish import Publisher, PublisherPorts
 from edged.serve.request import (
     Arrival,
@@ -200,6 +201,12 @@ class Pipeline:
 
     # -------------------------------------------------------------- on mqtt-net: arrivals
 
+    def handlers(self, status: Callable[[str, int], bytes]) -> LinkHandlers:
+        """What the broker link calls; ``status``: see there."""
+        return LinkHandlers(
+            self.arrived, self.delivered, self.link_changed, status, self.turn, self.settled
+        )
+
     def arrived(self, arrival: Arrival) -> bool:
         """Takes a PUBLISH over; False if there is no room, which is counted.
 
@@ -207,16 +214,21 @@ class Pipeline:
         next connection; while the service drains that is where it is left.
         """
         self._metrics.count("arrivals_total")
+        # Counted first: either `drain` awaits it, or what it has set is seen here.
+        self._accepted += 1
         if self._draining and arrival.receipt.qos:
             self._metrics.count("arrivals_dropped_total", "draining")
-            return False
+            return self._not_taken()
         held_back = self._publisher.backlog + len(self._inbox) >= BACKLOG
-        self._accepted += 1
         if not self._intake.take(arrival, at_once=self._sender is not None and not held_back):
-            self._accepted -= 1
             self._metrics.count("arrivals_dropped_total", "arrivals_full")
-            return False
+            return self._not_taken()
         return True
+
+    def _not_taken(self) -> bool:
+        self._accepted -= 1
+        self._look_idle()
+        return False
 
     def delivered(self, mid: int, accepted: bool = True) -> None:  # noqa: FBT001, FBT002  # a plain fact
         """The broker acknowledged a PUBLISH of ours, or rejected it; `turn` does the rest."""
@@ -378,5 +390,8 @@ class Pipeline:
 
     def _count_end(self) -> None:
         self._finished += 1
+        self._look_idle()
+
+    def _look_idle(self) -> None:
         if self._draining and not self.outstanding:
             self._idle.set()

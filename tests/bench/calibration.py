@@ -27,7 +27,7 @@ from edged.build.calibrate import collect
 from edged.build.normalise import normalise
 from edged.build.observe import with_observers
 from edged.build.placement import place
-from edged.recipe import QuantizeOptions
+from edged.build_options import QuantizeOptions
 from edged.runners.onnx import FloatGraph
 from tests.doubles.onnx_models import GraphWriter
 

@@ -29,8 +29,8 @@ from edged.build.onnx_graph import load_model, with_outputs
 from edged.build.placement import Placement, place
 from edged.build.plan import Plan, PlanJob, ProfileShape, TypedGraphs
 from edged.build.quantize import quantize
+from edged.build_options import QuantizeOptions
 from edged.errors import BuildError
-from edged.recipe import QuantizeOptions
 from edged.runners.onnx import FloatGraph
 from tests.doubles import onnx_models
 

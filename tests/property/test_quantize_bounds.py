@@ -20,7 +20,7 @@ from edged.build.placement import LinearLayer, place
 from edged.build.quantize import quantize, weight_scale
 from edged.build.ranges import Ranges, Sources, TensorRange, parse_ranges
 from edged.build.thresholds import Method, tensor_range, threshold
-from edged.recipe import QuantizeOptions
+from edged.build_options import QuantizeOptions
 from edged.runners.onnx import FloatGraph
 from tests.doubles.onnx_models import GraphWriter
 

@@ -12,7 +12,7 @@ from edged.build.normalise import normalise
 from edged.build.onnx_graph import GraphIndex, constant_array, load_model
 from edged.build.placement import Placement, place
 from edged.build.quantize import quantize
-from edged.recipe import QuantizeOptions
+from edged.build_options import QuantizeOptions
 from edged.runners.onnx import FloatGraph
 from tests.doubles.onnx_models import GraphWriter, attention_net, residual_net
 

@@ -13,8 +13,8 @@ from edged.build.observe import Observed, observe
 from edged.build.ranges import Ranges, Sources, TensorRange
 from edged.build.thresholds import Method, divergence, threshold
 from edged.build.thresholds import tensor_range as described
+from edged.build_options import CalibrateOptions
 from edged.errors import BuildError
-from edged.recipe import CalibrateOptions
 
 SOURCES = Sources(model="", dataset="", preprocessing="")
 MSE = CalibrateOptions(method="mse")

@@ -16,8 +16,8 @@ from edged.build.normalise import normalise
 from edged.build.onnx_graph import GraphIndex, load_model, with_outputs
 from edged.build.placement import place
 from edged.build.quantize import quantize
+from edged.build_options import QuantizeOptions
 from edged.errors import BuildError
-from edged.recipe import QuantizeOptions
 from edged.runners.onnx import FloatGraph
 from tests.doubles import onnx_models
 

@@ -9,8 +9,8 @@ from onnx import TensorProto
 from edged.build.normalise import normalise
 from edged.build.onnx_graph import load_model
 from edged.build.placement import place
+from edged.build_options import QuantizeOptions
 from edged.errors import BuildError
-from edged.recipe import QuantizeOptions
 from tests.doubles import onnx_models
 from tests.doubles.onnx_models import GraphWriter
 

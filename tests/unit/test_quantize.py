@@ -11,8 +11,8 @@ from edged.build.normalise import normalise
 from edged.build.onnx_graph import load_model
 from edged.build.placement import LinearLayer, Placement, Shortcut, place, quantized_nodes
 from edged.build.quantize import quantize, without_pairs
+from edged.build_options import QuantizeOptions
 from edged.errors import BuildError
-from edged.recipe import QuantizeOptions
 from tests.doubles import onnx_models
 from tests.doubles.onnx_models import GraphWriter
 

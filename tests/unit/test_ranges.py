@@ -15,8 +15,8 @@ from edged.build.ranges import (
     read_ranges,
     write_ranges,
 )
+from edged.build_options import CalibrateOptions
 from edged.errors import BuildError
-from edged.recipe import CalibrateOptions
 
 SOURCES = Sources(model="aa", dataset="bb", preprocessing="cc")
 

@@ -9,17 +9,15 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from edged.build_options import CalibrateOptions, QuantizeOptions, VerifyOptions
 from edged.errors import ConfigError
 from edged.recipe import (
-    CalibrateOptions,
     EngineOptions,
     InputSpec,
     LengthSpec,
     ModelInfo,
     OutputSpec,
-    QuantizeOptions,
     Recipe,
-    VerifyOptions,
     load_recipe,
 )
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from edged.build.verify import Comparison, judge
+from edged.build_options import VerifyOptions
 from edged.errors import BuildError
-from edged.recipe import VerifyOptions
 
 LOGITS = np.array([[3, 1, 0], [0, 2, 1], [1, 0, 5], [4, 0, 1]], np.float32)
 
