@@ -138,8 +138,9 @@ class Publisher:
                 self._sent[mid] = outcome
 
     def _end(self, outcome: Outcome, *, sent: bool) -> None:
-        self._ports.ended(outcome, sent)
+        # In this order: a drain that has seen all of them end disconnects, owing the broker nothing.
         self._acknowledge(outcome.receipt)
+        self._ports.ended(outcome, sent)
 
     def _acknowledge(self, receipt: Receipt) -> None:
         for ready in self._acks.finished(receipt):

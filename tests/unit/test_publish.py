@@ -41,7 +41,10 @@ class Link:
 
 
 def test_a_request_is_acknowledged_only_after_its_reply_is_with_the_broker() -> None:
-    """The reply's own acknowledgement releases the request's, in the order of arrival."""
+    """The reply's own acknowledgement releases the request's, in the order of arrival.
+
+    An end is told after the acknowledgements it releases: a drain that has seen them all may go.
+    """
     link = Link()
     link.publisher.connected(1, 10)
 
@@ -53,7 +56,7 @@ def test_a_request_is_acknowledged_only_after_its_reply_is_with_the_broker() -> 
     assert link.take_said() == [("ended", 2)]
 
     link.publisher.delivered(2)
-    assert link.take_said() == [("ended", 1), ("acknowledge", 1), ("acknowledge", 2)]
+    assert link.take_said() == [("acknowledge", 1), ("acknowledge", 2), ("ended", 1)]
 
 
 def test_replies_in_flight_stay_within_the_window() -> None:
@@ -67,7 +70,7 @@ def test_replies_in_flight_stay_within_the_window() -> None:
     assert link.publisher.backlog == 1
     assert repr(link.publisher) == "<Publisher connected, 2 of 2 in flight, 1 wait>"
     link.publisher.delivered(1)
-    assert link.take_said() == [("ended", 1), ("acknowledge", 1), ("send", "3")]
+    assert link.take_said() == [("acknowledge", 1), ("ended", 1), ("send", "3")]
 
 
 def test_without_a_connection_qos_1_waits_and_qos_0_is_dropped() -> None:
@@ -100,7 +103,7 @@ def test_acknowledgements_of_an_older_connection_are_void() -> None:
 
     link.reply(1, epoch=2)
     link.publisher.delivered(2)
-    assert link.take_said() == [("send", "1"), ("ended", 1), ("acknowledge", 1)]
+    assert link.take_said() == [("send", "1"), ("acknowledge", 1), ("ended", 1)]
 
 
 def test_what_has_no_reply_does_not_hold_up_the_order() -> None:
@@ -113,7 +116,7 @@ def test_what_has_no_reply_does_not_hold_up_the_order() -> None:
     link.reply(3)
 
     assert link.take_said() == [
-        ("acknowledge", 1), ("unsent", 2), ("acknowledge", 2), ("unsent", 3), ("acknowledge", 3),
+        ("acknowledge", 1), ("acknowledge", 2), ("unsent", 2), ("acknowledge", 3), ("unsent", 3),
     ]  # fmt: skip
 
 
@@ -152,4 +155,4 @@ def test_a_reply_that_the_broker_rejects_counts_as_lost() -> None:
 
     link.publisher.rejected(1)
 
-    assert link.take_said() == [("unsent", 1), ("acknowledge", 1), ("send", "2")]
+    assert link.take_said() == [("acknowledge", 1), ("unsent", 1), ("send", "2")]
