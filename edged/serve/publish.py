@@ -138,7 +138,7 @@ class Publisher:
                 self._sent[mid] = outcome
 
     def _end(self, outcome: Outcome, *, sent: bool) -> None:
-        # In this order: a drain that has seen all of them end disconnects, owing the broker nothing.
+        # In this order: a drain that has seen all of them end owes the broker nothing.
         self._acknowledge(outcome.receipt)
         self._ports.ended(outcome, sent)
 
