@@ -35,7 +35,7 @@ from edged.serve.batch import WaitingRoom
 from edged.serve.decode import Decoder, Limits
 from edged.serve.devices import Devices, Notice
 from edged.serve.models import ModelHost
-from edged.serve.mqtt import BrokerLink, LinkHandlers
+from edged.serve.mqtt import BrokerLink
 from edged.serve.pipeline import Pipeline, Sender, Watchers
 from edged.serve.request import LinkDown, LinkUp, Outcome, Reply
 from edged.settings import Settings, load_settings
@@ -122,9 +122,7 @@ class Service:
             f"edged-{settings.device.name}",
             topics.status,
             topics.subscriptions,
-            LinkHandlers(
-                pipeline.arrived, pipeline.delivered, pipeline.link_changed, self._status.document
-            ),
+            pipeline.handlers(self._status.document),
             metrics,
         )
         parts = Parts(host, self._room, devices, pipeline, self._link, metrics)
@@ -166,7 +164,8 @@ class Service:
             self._link.stop(self._status.document("offline", self._link.epoch))
             return self._nothing_to_serve(early)
         running = self._devices.start(self._pipeline.done)
-        self._pipeline.start(Sender(self._link.publish, self._link.acknowledge), running)
+        sender = Sender(self._link.publish, self._link.acknowledge, self._link.wake)
+        self._pipeline.start(sender, running)
         self._devices.start_tuning(self._settings.timer)
         gc.collect()
         gc.freeze()  # what is loaded stays; no collection needs to look at it again
@@ -383,14 +382,14 @@ class Service:
         return self._link.connected.is_set() and self._link.publish(reply) is not None
 
     def _answered(self, outcome: Outcome, status: int) -> None:
-        """On the reply thread."""
+        """On the link's thread."""
         if self._reports.wants(outcome.model):
             took_ms = round((time.monotonic() - outcome.received) * 1e3, 3)
             what = (outcome.model, outcome.id, status, outcome.samples)
             self._reports.answered(Answered(time.time(), *what, took_ms, outcome.outputs))
 
     def _link_changed(self, change: LinkUp | LinkDown) -> None:
-        """On the reply thread."""
+        """On the link's thread."""
         if isinstance(change, LinkDown):
             self._down_since = time.monotonic()
         elif self._down_since is not None:

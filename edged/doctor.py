@@ -294,13 +294,19 @@ def _engine_facts(store: EngineStore, name: str) -> str:
 
 
 def check_broker(broker: BrokerSettings) -> list[Line]:
-    """Whether the broker's port takes a TCP connection; MQTT, TLS and the login are not tried."""
-    where = f"{broker.host}:{broker.port}"
+    """Whether the broker takes a connection; MQTT, WebSocket, TLS and the login are not tried."""
+    unix = broker.transport == "unix"
+    where = broker.host if unix else f"{broker.host}:{broker.port}"
     try:
-        with socket.create_connection((broker.host, broker.port), broker.connect_timeout_s):
-            pass
+        if unix:
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(broker.connect_timeout_s)
+                probe.connect(broker.host)
+        else:
+            with socket.create_connection((broker.host, broker.port), broker.connect_timeout_s):
+                pass
     except (OSError, ValueError) as err:  # a name that is too long is a UnicodeError
         means = "no request comes in; edged serve starts all the same and waits for the broker"
         mend = "sudo systemctl start mosquitto, or set [broker] host and port to where it listens"
         return [Line("missing", "broker", f"{where} not reachable: {err}", means, mend)]
-    return [Line("ok", "broker", f"{where} takes TCP connections (MQTT and login not tried)")]
+    return [Line("ok", "broker", f"{where} takes connections (MQTT and login not tried)")]

@@ -264,6 +264,14 @@ class BrokerError(EdgedError):
     code = "broker"
 
 
+class BrokerProtocolError(BrokerError):
+    """The broker sent what MQTT does not allow; ``reason`` is the reason code to tell it."""
+
+    def __init__(self, message: str, reason: int) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class InputFileError(EdgedError):
     """A file to be sent as a request cannot be read, or is none of the known formats."""
 

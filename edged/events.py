@@ -165,7 +165,7 @@ class Throttled(Event):
 
 @dataclass(frozen=True)
 class UplinkRestored(Event):
-    """The control plane's broker is reached again."""
+    """The control plane's broker is reached again, or late for the first time."""
 
     kind = "uplink_restored"
     seconds: float

@@ -256,16 +256,6 @@ def open_sources(
     return {"cuda:0": FirstKnown([jetson, *list(found.values())[:1]])}
 
 
-def source_of(device: str, root: Path = ROOT) -> LoadSource:
-    """The best source for a device; one that knows nothing where there is none.
-
-    Args:
-        device: as ``serve.devices`` names it: ``cuda:0``, ``cpu``.
-        root: root of the file system to read sysfs from.
-    """
-    return all_sources(root).get(device) or NoSource()
-
-
 def _nvml_handles(load: Callable[[str], Any]) -> tuple[Any, list[Any]]:
     """NVML's binding, initialised, and its handles of the GPUs in CUDA's order, as far as known.
 

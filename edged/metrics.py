@@ -135,9 +135,11 @@ class Metrics:
         Raises:
             KeyError: no such counter, or another number of labels: a fault of the caller.
         """
-        key = _key(name, labels, "counter")
+        key = (name, labels)
         with self._lock:
-            self._counters[key] = self._counters.get(key, 0) + by
+            if key not in self._counters:
+                self._counters[_key(name, labels, "counter")] = 0
+            self._counters[key] += by
 
     def observe(self, name: str, value: float, *labels: str) -> None:
         """Adds a value to a histogram.
@@ -145,14 +147,13 @@ class Metrics:
         Raises:
             KeyError: no such histogram, or another number of labels: a fault of the caller.
         """
-        key = _key(name, labels, "histogram")
-        buckets = METRICS[name].buckets
-        at = bisect_left(buckets, value)
+        key = (name, labels)
         with self._lock:
             series = self._histograms.get(key)
             if series is None:
-                series = self._histograms[key] = [0.0] * (len(buckets) + 2)
-            series[at] += 1
+                size = len(METRICS[name].buckets) + 2 if name in METRICS else 0
+                series = self._histograms[_key(name, labels, "histogram")] = [0.0] * size
+            series[bisect_left(METRICS[name].buckets, value)] += 1
             series[-1] += value
 
     def value(self, name: str, *labels: str) -> int:

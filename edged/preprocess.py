@@ -52,7 +52,12 @@ def prepare_images() -> None:
 
 
 def decode_image(
-    data: bytes, *, mode: Literal["L", "RGB"], height: int, width: int, max_pixels: int = MAX_PIXELS
+    data: bytes | memoryview,
+    *,
+    mode: Literal["L", "RGB"],
+    height: int,
+    width: int,
+    max_pixels: int = MAX_PIXELS,
 ) -> Pixels:
     """Decodes one PNG or JPEG, converted to ``mode`` and resized to ``height`` x ``width``.
 

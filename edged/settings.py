@@ -51,7 +51,12 @@ class BrokerSettings(_Section):
     """``[broker]``: the MQTT 5 broker that requests come from."""
 
     host: Annotated[str, Field(min_length=1, max_length=253)] = "127.0.0.1"
+    """Name or address; with ``transport = "unix"`` the path of the socket."""
     port: Annotated[int, Field(ge=1, le=65535)] = 1883
+    transport: Literal["tcp", "websockets", "unix"] = "tcp"
+    websocket_path: Annotated[str, Field(pattern=r"^/[!-~]{0,255}$")] = "/mqtt"
+    mqtt_version: Literal["5", "3.1.1"] = "5"
+    """3.1.1 is for a broker that has nothing newer: no properties, no limits, no back-pressure."""
     username: str | None = None
     password: SecretStr | None = None
     tls: bool = False
@@ -87,6 +92,10 @@ class BrokerSettings(_Section):
             raise ValueError("cert_file and key_file go together: give both or none")
         if not self.tls and (self.ca_file or self.cert_file):
             raise ValueError("ca_file and cert_file are for TLS: set tls = true, or leave them out")
+        if self.transport == "unix" and (self.tls or not self.host.startswith("/")):
+            raise ValueError(
+                'transport "unix" takes the path of a socket as host, from "/" on, and no TLS'
+            )
         return self
 
 

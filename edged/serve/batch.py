@@ -1,6 +1,6 @@
 """The waiting room: admitted requests in, batches out. The one lock of the path.
 
-One condition guards the waiting requests and the timers' state. Nothing is called with it held that
+One lock guards the waiting requests and the timers' state. Nothing is called with it held that
 waits or does I/O: the timers and the admission rule are pure. Devices pull: a device's thread asks
 for work when it has a free lane, and sleeps until an arrival, a completion, or the one armed time.
 
@@ -14,27 +14,25 @@ them a device serves next, and with how large a batch, is decided in `edged.serv
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from edged.errors import EdgedError, UnknownModelError
 from edged.serve.dispatch import UrgentTraffic
 from edged.serve.model_queue import ModelQueue
-from edged.serve.occupancy import Occupancy, starts_in_s
+from edged.serve.occupancy import Occupancy, Refusal, busy, refusal, states
 from edged.serve.request import Batch, Part, Priority, Request, Work, model_of
+from edged.serve.sleepers import Sleepers
 from edged.serve.timer import BatchTimer, Decision, Reason
 from edged.serve.tuner import Choice, Task
-
-Refusal = Callable[..., EdgedError | None]
-"""`edged.serve.admit.Admission.refusal`."""
 
 
 class WaitingRoom:
     """All waiting requests, the timers, and the free lanes of the devices.
 
-    Thread-safe. ``put`` is called by the intake thread, ``take`` by a device's thread,
+    Thread-safe. ``put`` is called by the intake, ``take`` by a device's thread,
     ``completed`` by whoever learns that a batch is done.
 
     Args:
@@ -53,8 +51,10 @@ class WaitingRoom:
         self._queues = {name: ModelQueue(timer.cap) for name, timer in timers.items()}
         self._refusal = refusal
         self._clock = clock
-        self._changed = threading.Condition()
+        self._changed = Sleepers()
+        self._call_due = False
         self._devices: dict[str, Occupancy] = {}
+        self._observers: dict[str, list[BatchTimer]] = {}  # of arrivals, by queue
         self._urgent: dict[str, UrgentTraffic] = {}  # by queue
         self._numbers = 0
         self._returns = -(2**62)  # before all arrivals, in the order in which they come back
@@ -80,14 +80,7 @@ class WaitingRoom:
     def timer_states(self, now: float) -> dict[str, dict[str, dict[str, Any]]]:
         """State of all timers, queue by queue and device by device, for telemetry."""
         with self._changed:
-            return {
-                name: {
-                    device: state.timers[name].state(now) | {"waiting": queue.samples}
-                    for device, state in self._devices.items()
-                    if name in state.timers
-                }
-                for name, queue in self._queues.items()
-            }
+            return states(self._devices, self._queues, now)
 
     # -------------------------------------------------------------- devices and models
 
@@ -104,12 +97,12 @@ class WaitingRoom:
             device: its name.
             lanes: batches that may be on it at once.
             timers: by queue, measured on it; None: the common ones.
-            lead_s: with a batch running, the next one is closed so long before that one ends, and
-                keeps filling until then; infinity: at once. A full batch never waits.
+            lead_s: so long before a running batch ends, the next one is closed; infinity: at once.
         """
         with self._changed:
             known = self._timers if timers is None else timers
             self._devices[device] = Occupancy(lanes, known, lead_s)
+            self._observers.clear()
             self._changed.notify_all()
 
     def suspend(self, device: str, retry_at: float) -> None:
@@ -135,6 +128,7 @@ class WaitingRoom:
                 self._devices[device].timers[queue] = timer
                 self._timers[queue] = timer
                 self._queues.setdefault(queue, ModelQueue(timer.cap)).cap = timer.cap
+            self._observers.clear()
             self._changed.notify_all()
 
     def leave(self, queues: Collection[str]) -> bool:
@@ -146,12 +140,9 @@ class WaitingRoom:
         with self._changed:
             self._leaving.update(queues)
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._closed or not any(map(self._busy, queues)))
+            while not self._closed and busy(queues, self._queues, self._devices):
+                self._changed.wait()
             return not self._closed
-
-    def _busy(self, name: str) -> bool:
-        running = any(device.running[name] for device in self._devices.values())
-        return running or (name in self._queues and self._queues[name].samples > 0)
 
     def remove(self, queues: Collection[str], lanes: Mapping[str, int]) -> None:
         """Forgets queues after `leave`.
@@ -162,7 +153,7 @@ class WaitingRoom:
         """
         with self._changed:
             for name in queues:
-                for known in (self._queues, self._timers, self._urgent):
+                for known in (self._queues, self._timers, self._urgent, self._observers):
                     known.pop(name, None)
                 for device in self._devices.values():
                     device.drop(name)
@@ -175,8 +166,7 @@ class WaitingRoom:
         with self._changed:
             now = self._clock()
             timers = [timer for d in self._devices.values() for timer in d.timers.values()]
-            tasks = [(timer, timer.tuning(now)) for timer in timers]
-            return [(timer, task) for timer, task in tasks if task is not None]
+            return [(timer, task) for timer in timers if (task := timer.tuning(now)) is not None]
 
     def tuned(self, timer: BatchTimer, choice: Choice | None) -> None:
         """A timer goes by this choice from now on."""
@@ -187,10 +177,7 @@ class WaitingRoom:
     def scales(self) -> dict[str, dict[str, float]]:
         """By device and queue, how many times longer batches take than on the idle device."""
         with self._changed:
-            return {
-                name: {queue: timer.phi for queue, timer in device.timers.items()}
-                for name, device in self._devices.items()
-            }
+            return {name: device.scales() for name, device in self._devices.items()}
 
     def set_price(self, device: str, price: float, queue: str = "") -> None:
         """A second of a device's time is worth so many seconds of latency, in one queue or all."""
@@ -200,6 +187,13 @@ class WaitingRoom:
                     timer.price = price
                     self._changed.notify_all()
 
+    def set_slos(self, slos_s: Mapping[str, float]) -> None:
+        """The latency that requests should keep from now on, by model."""
+        with self._changed:
+            for name in self._queues:
+                for timer in self._timers_of(name):
+                    timer.slo_s = slos_s.get(model_of(name), timer.slo_s)
+
     def set_rule(self, refusal: Refusal) -> None:
         """Admits by another rule from now on."""
         with self._changed:
@@ -207,8 +201,12 @@ class WaitingRoom:
 
     # -------------------------------------------------------------- requests in
 
-    def put(self, request: Request) -> tuple[Part, ...]:
+    def put(self, request: Request, *, call: bool = True) -> tuple[Part, ...]:
         """Admits a request.
+
+        Args:
+            request: a decoded request.
+            call: False: more will follow at once; `call` wakes the devices then, for all of them.
 
         Returns:
             What it superseded: a whole request of the same source, or nothing.
@@ -228,8 +226,17 @@ class WaitingRoom:
             self._arrived(request, queue, now)
             # A device whose lanes are all busy need not wake up, unless this one expires first.
             if any(d.free > 0 for d in self._devices.values()) or request.deadline < self._alarm:
+                self._call_due = True
+        if call:
+            self.call()
+        return superseded
+
+    def call(self) -> None:
+        """Wakes the devices for what was put without a call. From the thread that put it."""
+        if self._call_due:
+            with self._changed:
+                self._call_due = False
                 self._changed.notify_all()
-            return superseded
 
     def _open_queue(self, request: Request) -> ModelQueue:
         queue = self._queues.get(request.queue)
@@ -240,18 +247,10 @@ class WaitingRoom:
         return queue
 
     def _refused(self, request: Request, queue: ModelQueue, now: float) -> EdgedError | None:
-        name = request.queue
         waiting = sum(q.samples for of, q in self._queues.items() if model_of(of) == request.model)
-        able = self._able(name)
-        drains_s = (device.clear_s(now, name, queue.samples) for device in able)
-        return self._refusal(
-            request,
-            now,
-            waiting=waiting - queue.replaceable(request),
-            drain_s=min(drains_s, default=0.0),
-            starts_in_s=starts_in_s(able, request, queue, now),
-            draining=self._draining,
-        )
+        limits = {"waiting": waiting - queue.replaceable(request), "draining": self._draining}
+        rule = partial(self._refusal, request, now, **limits)
+        return refusal(rule, self._able(request.queue), request, queue, now)
 
     def _arrived(self, request: Request, queue: ModelQueue, now: float) -> None:
         """Has the timers know, and the closing times of devices that are busy."""
@@ -259,7 +258,7 @@ class WaitingRoom:
         if request.priority is Priority.URGENT:
             traffic = self._urgent.setdefault(name, UrgentTraffic())
             traffic.arrived(now, request.samples, request.deadline - request.received)
-        for timer in self._timers_of(name):
+        for timer in self._observers.get(name) or self._timers_of(name):
             timer.arrived(now, request.samples)
         for device in self._devices.values():
             device.arrived(now, name, queue.waiting())
@@ -282,7 +281,8 @@ class WaitingRoom:
     def _timers_of(self, queue: str) -> list[BatchTimer]:
         devices = self._devices.values()
         timers = [self._timers[queue], *(d.timers[queue] for d in devices if queue in d.timers)]
-        return list({id(timer): timer for timer in timers}.values())
+        observers = self._observers[queue] = list({id(timer): timer for timer in timers}.values())
+        return observers
 
     def _able(self, queue: str) -> list[Occupancy]:
         """Devices that serve a queue and are not out."""
@@ -344,9 +344,8 @@ class WaitingRoom:
         self._reopen(name)
         queue.age(now)
         parts = queue.take(decision.samples)
-        request = parts[0].request
-        reason = decision.reason.value
-        return Batch(request.model, parts, decision.samples, reason, now, request.length)
+        model, length = parts[0].request.model, parts[0].request.length
+        return Batch(model, parts, decision.samples, decision.reason.value, now, length)
 
     def _decide(
         self, device: Occupancy, name: str, queue: ModelQueue, now: float

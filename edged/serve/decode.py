@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -20,7 +21,6 @@ from edged.errors import (
     BadHeaderError,
     BadParameterError,
     BadResponseTopicError,
-    BadTensorError,
     ModelUnavailableError,
     NoResponseTopicError,
     PayloadTooLargeError,
@@ -30,13 +30,16 @@ from edged.errors import (
 )
 from edged.preprocess import decode_image
 from edged.recipe import MODEL_NAME, InputSpec, OutputSpec
-from edged.serve.request import Arrival, OutputChoice, Priority, ReplyTo, Request
+from edged.serve.request import Arrival, Priority, ReplyTo, Request
 from edged.serve.request_inputs import check_inputs, describe
+from edged.serve.request_outputs import choices_of
 
 MAX_TRACE_CHARS = 512
 """W3C Trace Context asks to pass on at least this much; longer ones are not copied."""
 _MAX_TIME = 2**53
 """Largest time in a parameter; every whole number up to it is exact as a float."""
+_TOPICS = 256
+"""Topics that are remembered; one has at most 64 KB."""
 _COUNT = re.compile(r"[0-9]{1,9}", re.ASCII)
 _MILLISECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?", re.ASCII)
 _MAGIC = ((b"\x89PNG\r\n\x1a\n", protocol.PNG), (b"\xff\xd8\xff", protocol.JPEG))
@@ -79,7 +82,7 @@ class Limits:
 
 
 class Decoder:
-    """Decodes the requests of one device. Holds no state: any thread may use it.
+    """Decodes the requests of one device. Any thread may use it.
 
     Args:
         topics: this device's topics.
@@ -105,7 +108,16 @@ class Decoder:
         self._topics = topics
         self._models = models
         self._limits = limits
-        self._reply_prefixes = tuple(reply_prefixes)
+        # Requesters come back: what was found out about a topic is true for ever.
+        self._parse_topic = lru_cache(_TOPICS)(topics.parse_request)
+        self._refused_topic = lru_cache(_TOPICS)(
+            partial(
+                protocol.check_response_topic,
+                root=topics.root,
+                own=(topics,),
+                extra_prefixes=tuple(reply_prefixes),
+            )
+        )
         self._unavailable = unavailable
         self._wall = wall
         self._clock = clock
@@ -117,7 +129,7 @@ class Decoder:
             NoResponseTopicError: the request names no response topic.
             BadResponseTopicError: it names one that may not be published to.
         """
-        asked = self._topics.parse_request(arrival.topic)
+        asked = self._parse_topic(arrival.topic)
         if asked is not None and asked.client:
             topic = self._reply_topic_v3(asked)
         else:
@@ -168,7 +180,7 @@ class Decoder:
             received=arrival.received,
             reply_to=reply_to,
             receipt=arrival.receipt,
-            outputs=_choices(body, model.output, binary=binary),
+            outputs=choices_of(body, model.output, binary=binary),
             source=_source(arrival.user, asked) if model.freshness == "latest" else "",
             length=inputs.length,
             unpadded=inputs.unpadded,
@@ -190,9 +202,7 @@ class Decoder:
                 "the request has no response topic; set MQTT 5's Response Topic to "
                 f"{self._topics.reply('<client>')}"
             )
-        why = protocol.check_response_topic(
-            topic, self._topics.root, (self._topics,), self._reply_prefixes
-        )
+        why = self._refused_topic(topic)
         if why:
             raise BadResponseTopicError(f"response topic {v2.show(topic)} is refused: {why}")
         return topic
@@ -218,7 +228,7 @@ class Decoder:
             raise TruncatedBodyError("the body is empty; send a V2 request or an image")
 
     def _model(self, arrival: Arrival) -> tuple[protocol.RequestTopic, ModelSpec]:
-        asked = self._topics.parse_request(arrival.topic)
+        asked = self._parse_topic(arrival.topic)
         if asked is None:
             raise UnknownModelError(
                 f"topic {v2.show(arrival.topic)} is no request topic; publish to "
@@ -290,7 +300,7 @@ def _form(arrival: Arrival) -> str:
         )
     if protocol.HEADER_LENGTH in arrival.user:
         return protocol.OCTET_STREAM
-    start = arrival.payload[:64]
+    start = bytes(arrival.payload[:64])
     if start.lstrip().startswith(b"{"):
         return protocol.JSON
     for magic, form in _MAGIC:
@@ -322,26 +332,6 @@ def _parse_image(arrival: Arrival, model: ModelSpec, form: str) -> v2.InferReque
         outputs=tuple(
             v2.RequestedOutput(output.name, classes=int(text)) for output in model.output
         ),
-    )
-
-
-def _choices(
-    body: v2.InferRequest, specs: Sequence[OutputSpec], *, binary: bool
-) -> tuple[OutputChoice, ...]:
-    if body.binary_output is not None:
-        binary = body.binary_output
-    names = [spec.name for spec in specs]
-    unknown = [output.name for output in body.outputs if output.name not in names]
-    if unknown:
-        raise BadTensorError(
-            f"the model has no output {v2.show(unknown[0])}; it has {', '.join(names)}"
-        )
-    asked = body.outputs or tuple(v2.RequestedOutput(name) for name in names)
-    return tuple(
-        OutputChoice(
-            output.name, binary if output.binary is None else output.binary, output.classes
-        )
-        for output in asked
     )
 
 

@@ -6,14 +6,14 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from edged.backoff import Backoff
 from edged.engine_store import Manifest
 from edged.errors import DeviceLostError, EdgedError, EngineRefusedError
 from edged.events import DeviceFailed, DeviceRecovered, Event, ModelRefused, ModelUnloaded
-from edged.gpu_load import all_sources, source_of
+from edged.gpu_load import LoadSource, NoSource, all_sources
 from edged.metrics import Metrics
 from edged.serve.batch import WaitingRoom
 from edged.serve.gpu import Device, DevicePorts, Done
@@ -63,6 +63,7 @@ class Devices:
         metrics: counters.
         notice: whom to tell.
         retry_s: see `RETRY_S`.
+        sources: how to look at each device.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Devices:
         metrics: Metrics,
         notice: Notice,
         retry_s: tuple[float, float] = RETRY_S,
+        sources: Callable[[], Mapping[str, LoadSource]] = all_sources,
     ) -> None:
         self.formats: dict[str, ReplyFormat] = {}
         self.faults: dict[str, int] = {}
@@ -81,6 +83,7 @@ class Devices:
         self._metrics = metrics
         self._notice = notice
         self._retry_s = retry_s
+        self._sources = sources
         self._devices: dict[str, Device] = {}
         self._backoffs: dict[str, Backoff] = {}
         self._tuning: Tuning | None = None
@@ -135,8 +138,8 @@ class Devices:
             device = self._devices[name] = Device(name, self._host.served(name), ports)
             self._backoffs[name] = Backoff(*self._retry_s)
             self._room.add_device(name, device.lanes, self._host.timers(name), LEAD_S)
-        for model in self._host.models.values():
-            for queue, timers in model.timers().items():
+        for name, model in self._host.models.items():
+            for queue, timers in model.timers(self._host.settings.slo_ms.get(name)).items():
                 self._room.set_model(queue, timers)
         return list(self._devices.values())
 
@@ -150,7 +153,8 @@ class Devices:
             scales=room.scales,
             occupied=lambda device, now: self._devices[device].occupied(now),
         )
-        sources = {device: source_of(device) for device in self._devices}
+        known = self._sources()
+        sources = {device: known.get(device) or NoSource() for device in self._devices}
         self._tuning = Tuning(ports, settings, sources)
         self._tell_warm_loads()
         self._tuning.thread.start()
@@ -158,9 +162,9 @@ class Devices:
     def _progress(self, where: str, done: int, total: int) -> None:
         """While engines are warmed: a load of ours under which a utilisation has to move."""
         self._notice.progress(where, done, total)
-        for device, source in all_sources().items():
-            load = source.read().utilisation or 0.0
-            self._warm_loads[device] = max(load, self._warm_loads.get(device, 0.0))
+        for device, source in self._sources().items():
+            if (load := source.read().utilisation) is not None:
+                self._warm_loads[device] = max(load, self._warm_loads.get(device, 0.0))
 
     def _tell_warm_loads(self) -> None:
         for device, load in self._warm_loads.items():
@@ -168,7 +172,8 @@ class Devices:
                 self._tuning.warmed(device, load)
 
     def retune(self, settings: TimerSettings) -> None:
-        """The tuner goes by other settings from now on."""
+        """The tuner goes by other settings from now on, and timers by other SLOs."""
+        self._room.set_slos(self._host.slos_s())
         if self._tuning is not None:
             self._tuning.settings = settings
 
@@ -247,7 +252,8 @@ class Devices:
                 for queue, served in model.served(device).items():
                     self._devices[device].swap(queue, served)
             lanes = {device: self._devices[device].lanes for device in model.runners}
-            for queue, timers in model.timers().items():
+            slo_ms = self._host.settings.slo_ms.get(name)
+            for queue, timers in model.timers(slo_ms).items():
                 self._room.set_model(queue, timers, lanes)
         # Last: from here on requests for it are decoded.
         self._host.models[name] = model

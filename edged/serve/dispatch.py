@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edged.serve.timer import Decision, Reason, Waiting
+from edged.value import value
 
 Seconds = Callable[[int], float]
 """Seconds of a batch by its number of samples; never falls with it."""
@@ -129,7 +130,7 @@ def beside_urgent(decision: Decision, urgent: int, service_s: Seconds, left_s: f
     return Decision(size, decision.at, decision.reason)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Prospect:
     """What a device has before it, for `starts_in_s`.
 

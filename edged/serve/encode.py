@@ -60,8 +60,7 @@ def encode(
         except _MissingOutputError as err:
             error = err
         else:
-            size = packet_bytes(reply)
-            if not max_packet_bytes or size <= max_packet_bytes:
+            if not max_packet_bytes or (size := packet_bytes(reply)) <= max_packet_bytes:
                 return reply
             error = ReplyTooLargeError(
                 f"the reply would be a packet of {size} bytes, the broker takes at most "

@@ -1,4 +1,4 @@
-"""Parts of batches -> one outcome a request. Pure; owned by the reply thread.
+"""Parts of batches -> one outcome a request. Pure; owned by the thread that answers.
 
 A request may carry more samples than fit in one batch, and its last samples may share a batch with
 others. Here its parts come together again, in the order of its samples.

@@ -20,12 +20,13 @@ from edged.recipe import InputSpec, OutputSpec
 from edged.runners import Completion, Runner
 from edged.serve.request import Array, Batch, Part, Timings, Work
 from edged.staging import stage
+from edged.value import value
 
 MOST_ATTEMPTS = 2
 """A batch whose device failed runs once more; what fails twice may be what makes devices fail."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Done:
     """Parts that ended together.
 

@@ -66,9 +66,10 @@ class ReadyModel:
         shorter = self.shorter.get(device, {})
         return found | {queue_name(name, length): each for length, each in shorter.items()}
 
-    def timers(self) -> dict[str, dict[str, BatchTimer]]:
-        """New batch timers, by queue and device."""
-        cap, slo_s = self.manifest.max_batch, self.manifest.slo_ms / 1e3
+    def timers(self, slo_ms: float | None = None) -> dict[str, dict[str, BatchTimer]]:
+        """New batch timers, by queue and device; for this SLO, or for its own."""
+        cap = self.manifest.max_batch
+        slo_s = (self.manifest.slo_ms if slo_ms is None else slo_ms) / 1e3
         timers: dict[str, dict[str, BatchTimer]] = {}
         for device in self.runners:
             for queue, (_, curve) in self.queues(device).items():
@@ -227,10 +228,15 @@ class ModelHost:
         """New batch timers of one device, by queue."""
         return {
             queue: timers[device]
-            for model in self.models.values()
-            for queue, timers in model.timers().items()
+            for name, model in self.models.items()
+            for queue, timers in model.timers(self.settings.slo_ms.get(name)).items()
             if device in timers
         }
+
+    def slos_s(self) -> dict[str, float]:
+        """By model, the latency in seconds that requests without a deadline shall keep."""
+        known = ((name, self.manifest(name)) for name in tuple(self.models))
+        return {name: manifest.slo_ms / 1e3 for name, manifest in known if manifest}
 
     def load(self, name: str, progress: Progress) -> ReadyModel | None:
         """Loads the engine that the settings ask for on its devices, unless it serves already.

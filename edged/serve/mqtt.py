@@ -1,43 +1,42 @@
 """The broker link: connect, subscribe, receive, publish, acknowledge.
 
-The only file here that knows paho. One thread, ``mqtt-net``, owns the socket and runs paho's loop.
-Its callbacks stamp the time and hand over; whatever they raise is caught, logged and counted, since
-paho's own thread would die of it and go on calling itself connected. Each connection has a number,
-the epoch: an acknowledgement that belongs to an earlier one is void, because packet identifiers
-start again.
+One thread, ``mqtt-net``, owns the connection. In each turn it reads all that has come, hands it
+over, lets the pipeline do its part, and sends all acknowledgements and replies of the turn at once.
+What its handlers raise is caught, logged and counted. Each connection has a number, the epoch: an
+acknowledgement that belongs to an earlier one is void, because packet identifiers start again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import paho.mqtt.client as paho
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
+from typing import TypeVar
 
 from edged.backoff import Backoff
+from edged.errors import BrokerError, BrokerProtocolError
 from edged.metrics import Metrics
-from edged.mqtt_client import new_client
-from edged.serve.publish_properties import PublishProperties
+from edged.mqtt import codec, control, reason_codes
+from edged.mqtt.address import open_stream
+from edged.mqtt.codec import MQTT_5, PUBACK, PUBLISH, Publish
+from edged.mqtt.connection import Connection, Wake
+from edged.mqtt.control import CONNACK, DISCONNECT, PINGRESP, SUBACK, ConnAck, Will
+from edged.mqtt.keep_alive import KeepAlive
+from edged.mqtt.receiver import OWN_BUFFER_BYTES
+from edged.serve.broker_address import address_of, connect_of
 from edged.serve.request import Arrival, LinkDown, LinkUp, Receipt, Reply
+from edged.serve.sending import Sending
 from edged.settings import BrokerSettings
-from edged.socket_loop import SocketLoop
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
-SESSION_TAKEN_OVER = 0x8E
-"""Reason code of a DISCONNECT (MQTT 5, 3.14.2.1)."""
-
-
-MOST_UNSENT_BYTES = 16 * 1024 * 1024
-"""QoS 0 messages that a slow broker has not read yet; beyond it they are dropped and counted."""
+LOOP_S = 1.0
+"""Keep-alive is looked at so often at least."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +48,26 @@ class LinkHandlers:
         delivered: (packet identifier of a QoS 1 PUBLISH of ours, whether the broker took it).
         changed: the connection came or went.
         status: retained status document: (state, session number) -> payload.
+        turn: once in each turn and after each `BrokerLink.wake`; what it publishes and
+            acknowledges is sent together.
+        settled: after that: other threads that are woken now do not compete with the sending.
     """
 
     arrived: Callable[[Arrival], bool]
     delivered: Callable[[int, bool], None]
     changed: Callable[[LinkUp | LinkDown], None]
     status: Callable[[str, int], bytes]
+    turn: Callable[[], object] = bool  # nothing
+    settled: Callable[[], object] = bool
 
 
 class BrokerLink:
     """The connection to the request broker, kept up until it is stopped.
+
+    Attributes:
+        connected: set while the broker has accepted the connection.
+        publish: `Sending.publish`, from any thread.
+        acknowledge: `Sending.acknowledge`, from any thread.
 
     Args:
         settings: the ``[broker]`` section.
@@ -67,6 +76,9 @@ class BrokerLink:
         subscriptions: filters of the requests.
         handlers: whom to tell.
         metrics: counters.
+
+    Raises:
+        ConfigError: a certificate or key cannot be read.
     """
 
     def __init__(
@@ -79,31 +91,37 @@ class BrokerLink:
         metrics: Metrics,
     ) -> None:
         self._settings = settings
+        self._client_id = client_id
         self._status_topic = status_topic
         self._subscriptions = subscriptions
         self._handlers = handlers
         self._metrics = metrics
-        self.epoch = 0
+        self._address = address_of(settings)
+        self._version = MQTT_5
         self.connected = threading.Event()
         self._order = 0
-        self._max_packet_bytes = 0
-        self._said_down = False
         self._subscribing = True
-        self._birth_due = False
-        self._said_rejected = False
-        self._unacknowledged: set[int] = set()  # identifiers of our QoS 1 messages
-        self._unsent_bytes = 0
-        self._was_connected = False
+        self._was_connected = self._said_down = self._said_rejected = False
+        self._malformed = 0  # packet identifier of the PUBLISH that ended the last connection
         self._backoff = Backoff(settings.backoff_min_s, settings.backoff_max_s)
+        self._keep_alive = KeepAlive(0, 0)
+        self._wake = Wake()
+        self._out = Sending(self._wake)
+        self.publish = self._out.publish
+        self.acknowledge = self._out.acknowledge
         self._stop = threading.Event()
-        self._client = self._make_client(client_id)
-        self._loop = SocketLoop(self._client)
+        self._farewell = 0
+        self._farewell_taken = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mqtt-net", daemon=True)
 
     def __repr__(self) -> str:
         state = "connected" if self.connected.is_set() else "not connected"
-        where = f"{self._settings.host}:{self._settings.port}"
-        return f"<BrokerLink {where} {state}, connection {self.epoch}>"
+        return f"<BrokerLink {self._address} {state}, connection {self.epoch}>"
+
+    @property
+    def epoch(self) -> int:
+        """Number of the connection that stands or is being made."""
+        return self._out.epoch
 
     # -------------------------------------------------------------- life
 
@@ -119,225 +137,199 @@ class BrokerLink:
 
     def subscribe(self) -> None:
         """Asks for requests, now and at each connection to come."""
-        with self._loop.lock:
+        with self._out.lock:
             self._subscribing = True
-            if self.connected.is_set():
-                self._client.subscribe([(topic, 1) for topic in self._subscriptions])
-                self._loop.write()
+            self._out.subscribe(self._subscriptions)
 
     def alive(self) -> bool:
         """Whether the network thread lives; being connected is no evidence of that."""
         return self._thread.is_alive()
+
+    def wake(self) -> None:
+        """Has the network thread run ``turn``; from any thread."""
+        self._wake.wake()
 
     def stop(self, farewell: bytes, timeout_s: float = 5.0) -> None:
         """Publishes the farewell status, disconnects, and ends the thread.
 
         A clean DISCONNECT suppresses the will.
         """
-        if self.connected.is_set():
-            info = self._client.publish(self._status_topic, farewell, qos=1, retain=True)
-            self._loop.wake()
-            if self._thread.is_alive():
-                try:
-                    info.wait_for_publish(timeout_s)
-                except (RuntimeError, ValueError) as err:
-                    log.debug("farewell not delivered: %s", err)
+        if self.connected.is_set() and self._thread.is_alive():
+            self._farewell_taken.clear()
+            with self._out.lock:
+                mid = self.publish(Reply(self._status_topic, farewell, 1, retain=True))
+                self._farewell = mid or 0
+            if mid and not self._farewell_taken.wait(timeout_s):
+                log.debug("farewell not delivered")
         self._stop.set()
-        self._client.disconnect()
-        self._loop.wake()
+        self._wake.wake()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
-    # -------------------------------------------------------------- for the reply thread
-
-    def publish(self, reply: Reply) -> int | None:
-        """Hands a reply over for sending; never waits.
-
-        Returns:
-            The packet identifier that ``delivered`` will name; None if it was not taken: QoS 0
-            without a connection or behind too much unsent, no topic name, or too large a packet.
-        """
-        try:
-            properties = PublishProperties(reply)
-            self._check(reply, len(properties.pack()))
-            with self._loop.lock:
-                if not reply.qos and not self._takes(len(reply.payload)):
-                    return None
-                info = self._client.publish(
-                    reply.topic,
-                    reply.payload,
-                    reply.qos,
-                    reply.retain,
-                    properties,  # type: ignore[arg-type]  # paho only packs it
-                )
-                if reply.qos:
-                    self._unacknowledged.add(info.mid)
-                self._loop.write()
-        except ValueError as err:
-            log.warning("not published: %s", err, extra={"topic": reply.topic})
-            return None
-        if info.rc == paho.MQTT_ERR_SUCCESS or (reply.qos and info.rc == paho.MQTT_ERR_NO_CONN):
-            return info.mid
-        return None
-
-    def _takes(self, size: int) -> bool:
-        """Whether more may be queued for a broker that reads slowly: QoS 0 has no window."""
-        if not self._client.want_write():
-            self._unsent_bytes = 0
-        self._unsent_bytes += size
-        return self._unsent_bytes <= MOST_UNSENT_BYTES or self._unsent_bytes == size
-
-    def _check(self, reply: Reply, property_bytes: int) -> None:
-        if not reply.topic:
-            raise ValueError("the topic is empty")
-        size = 7 + len(reply.topic.encode()) + 2 + property_bytes + len(reply.payload)
-        if self._max_packet_bytes and size > self._max_packet_bytes:
-            raise ValueError(
-                f"it has {size} bytes, the broker takes packets of at most {self._max_packet_bytes}"
-            )
-
-    def acknowledge(self, receipt: Receipt) -> bool:
-        """Sends the PUBACK of a request; False if its connection is gone and it is void."""
-        with self._loop.lock:  # no reconnection comes between the check and the acknowledgement
-            if receipt.epoch != self.epoch or not self.connected.is_set():
-                return False
-            self._client.ack(receipt.mid, receipt.qos)
-            self._loop.write()
-            return True
-
     # -------------------------------------------------------------- the network thread
-
-    def _make_client(self, client_id: str) -> paho.Client:
-        client = new_client(self._settings, client_id)
-        client.on_connect = self._guarded(self._on_connect)
-        client.on_message = self._guarded(self._on_message)
-        client.on_publish = self._guarded(self._on_publish)
-        client.on_subscribe = self._guarded(self._on_subscribe)
-        client.on_disconnect = self._guarded(self._on_disconnect)
-        return client
-
-    def _guarded(self, callback: Callable[..., None]) -> Callable[..., None]:
-        def guarded(*args: Any) -> None:
-            try:
-                callback(*args)
-            except Exception:
-                self._metrics.count("callback_failures_total")
-                log.exception("%s failed", callback.__name__)
-
-        return guarded
 
     def _run(self) -> None:
         while not self._stop.is_set():
+            reason = "it ended the connection before it had answered"
             try:
-                self._connect()
-                self._loop.exchange(self._give_birth)
-            except OSError as err:
-                self._say_down(str(err) or type(err).__name__)
+                reason = self._exchange(self._connect())
+            except BrokerProtocolError as err:
+                with self._out.lock, contextlib.suppress(OSError):
+                    self._out.disconnect(err.reason)
+                reason = err.message
+            except (OSError, BrokerError) as err:
+                reason = str(err) or type(err).__name__
             except Exception as err:
                 self._metrics.count("callback_failures_total")
                 log.exception("the network loop failed; connecting anew")
-                self._say_down(type(err).__name__)
-            if self.connected.is_set():
-                self._lost("connection lost")
-            else:
-                self._say_down("it ended the connection before it had answered")
+                reason = type(err).__name__
+            self._disconnected(reason)
             if not self._stop.is_set():
                 chance = random.random()  # noqa: S311  # jitter, not a secret
-                self._stop.wait(self._backoff.pause_s(time.monotonic(), chance))
+                self._pause(self._backoff.pause_s(time.monotonic(), chance))
 
-    def _connect(self) -> None:
+    def _pause(self, seconds: float) -> None:
+        """Replies that can no longer be sent are still to be counted meanwhile."""
+        until = time.monotonic() + seconds
+        while not self._stop.is_set() and (left := until - time.monotonic()) > 0:
+            self._wake.wait(left)
+            with self._out.lock:
+                self._guarded(self._handlers.turn)
+
+    def _connect(self) -> Connection:
         settings = self._settings
-        with self._loop.lock:
-            self.epoch += 1
-            self._order = 0
-        will = _properties(PacketTypes.WILLMESSAGE)
-        will.WillDelayInterval = settings.will_delay_s
-        self._client.will_set(
-            self._status_topic,
-            self._handlers.status("offline", self.epoch),
-            qos=1,
-            retain=True,
-            properties=will,
+        epoch = self._out.next_epoch()
+        self._order = 0
+        will = Will(
+            self._status_topic, self._handlers.status("offline", epoch), settings.will_delay_s
         )
-        properties = _properties(PacketTypes.CONNECT)
-        properties.SessionExpiryInterval = settings.session_expiry_s
-        properties.ReceiveMaximum = settings.receive_maximum
-        properties.MaximumPacketSize = settings.max_packet_bytes
-        self._client.connect(
-            settings.host,
-            settings.port,
-            keepalive=settings.keepalive_s,
-            clean_start=False,
-            properties=properties,
-        )
+        asked = connect_of(settings, self._client_id, will)
+        stream = open_stream(self._address, settings.connect_timeout_s)
+        connection = Connection(stream, asked.max_packet_bytes, self._wake)
+        self._out.opened(connection, asked.version)
+        self._version = asked.version
+        connection.put(control.encode_connect(asked))
+        connection.flush()
+        self._keep_alive = KeepAlive(settings.keepalive_s, time.monotonic())
+        return connection
+
+    def _exchange(self, connection: Connection) -> str:
+        """Reads, writes and keeps alive until the connection ends; returns why it did."""
+        until = time.monotonic() + self._settings.connect_timeout_s
+        while True:
+            readable = connection.wait(LOOP_S)
+            with self._out.lock:
+                now = time.monotonic()
+                if readable:
+                    self._keep_alive.received(now)
+                    for first, body in connection.packets():
+                        if ended := self._handle(first, body):
+                            return ended
+                self._guarded(self._handlers.turn)
+                if self._stop.is_set():
+                    self._out.disconnect(reason_codes.SUCCESS)
+                    return "stopped"
+                if connection.unsent and connection.flush():
+                    self._keep_alive.sent(now)
+                self._guarded(self._handlers.settled)
+                if ended := self._silent(connection, now):
+                    return ended
+                if now > until and not self.connected.is_set():
+                    return f"no answer within {self._settings.connect_timeout_s:g} s"
+
+    def _silent(self, connection: Connection, now: float) -> str:
+        due = self._keep_alive.due(now)
+        if due == "ping":
+            connection.put(control.PINGREQ)
+            connection.flush()
+        return reason_codes.name(reason_codes.KEEP_ALIVE_TIMEOUT) if due == "dead" else ""
+
+    def _disconnected(self, reason: str) -> None:
+        """The connection is gone, or there never was one."""
+        was_up = self._out.closed()
+        self.connected.clear()
+        self._farewell_taken.set()  # or never
+        self._guarded(self._handlers.settled)
+        if not self._stop.is_set():
+            if was_up:
+                self._metrics.count("broker_losses_total")
+            self._say_down(reason)
+        if was_up:
+            self._guarded(self._handlers.changed, LinkDown(self.epoch, reason))
 
     def _say_down(self, reason: str) -> None:
-        if not self._said_down and not self._stop.is_set():
+        if not self._said_down:
             self._said_down = True
             log.warning(
-                "no broker at %s:%d (%s); trying again until there is one",
-                self._settings.host,
-                self._settings.port,
-                reason,
+                "no broker at %s (%s); trying again until there is one", self._address, reason
             )
 
-    def _lost(self, reason: str) -> None:
-        self.connected.clear()
-        if not self._stop.is_set():
-            self._metrics.count("broker_losses_total")
-            self._say_down(reason)
-        self._handlers.changed(LinkDown(self.epoch, reason))
+    def _guarded(self, handler: Callable[..., Result], *about: object) -> Result | None:
+        try:
+            return handler(*about)
+        except Exception:
+            self._metrics.count("callback_failures_total")
+            log.exception("%s failed", getattr(handler, "__name__", handler))
+            return None
 
-    # -------------------------------------------------------------- callbacks, on mqtt-net
+    # -------------------------------------------------------------- in, on mqtt-net
 
-    def _on_connect(
-        self, _client: paho.Client, _userdata: object, flags: paho.ConnectFlags,
-        reason: ReasonCode, properties: Properties | None,
-    ) -> None:  # fmt: skip
-        if reason.is_failure:
-            self._say_down(f"it refuses this client: {reason}")
-            self._client.disconnect()
-            return
-        self._backoff.connected(time.monotonic())
-        self._said_down = False
-        self._said_rejected = False
-        offered = getattr(properties, "ReceiveMaximum", 65535)
-        self._max_packet_bytes = getattr(properties, "MaximumPacketSize", 0)
+    def _handle(self, first: int, body: memoryview) -> str:
+        """One packet; why the connection ends with it, else ""."""
+        kind = first & 0xF0
+        if not self.connected.is_set():
+            if kind != CONNACK:
+                raise BrokerProtocolError(
+                    f"it answers CONNECT with a packet of type {first >> 4}",
+                    reason_codes.PROTOCOL_ERROR,
+                )
+            return self._on_connack(control.decode_connack(body, self._version))
+        if kind == PUBLISH:
+            self._on_publish(first, body)
+        elif kind == PUBACK:
+            self._on_puback(*codec.decode_puback(body, self._version))
+        elif kind == SUBACK:
+            self._on_suback(*control.decode_suback(body, self._version))
+        elif kind == DISCONNECT:
+            return self._on_disconnect(control.decode_disconnect(body))
+        elif kind != PINGRESP:
+            raise BrokerProtocolError(
+                f"the broker sent a packet of type {first >> 4}", reason_codes.PROTOCOL_ERROR
+            )
+        return ""
+
+    def _on_connack(self, granted: ConnAck) -> str:
+        if granted.reason >= reason_codes.FAILURE or (granted.reason and self._version != MQTT_5):
+            return f"it refuses this client: {reason_codes.name(granted.reason)}"
+        now = time.monotonic()
+        self._backoff.connected(now)
+        self._said_down = self._said_rejected = False
+        if granted.keepalive_s is not None:
+            self._keep_alive = KeepAlive(granted.keepalive_s, now)
         self.connected.set()
+        kept = granted.session_present
         log.info(
-            "connected to the broker",
-            extra={"connection": self.epoch, "session_present": flags.session_present},
+            "connected to the broker", extra={"connection": self.epoch, "session_present": kept}
         )
-        if self._was_connected and not flags.session_present:
+        if self._was_connected and not kept:
             self._metrics.count("sessions_lost_total")
             log.warning("the broker did not keep the session: requests sent meanwhile are lost")
         self._was_connected = True
+        window = min(self._settings.send_window, granted.receive_maximum)
+        self._out.accepted(window, granted.max_packet_bytes, session_present=kept)
         # Before subscribing: a kept session delivers at once.
-        self._handlers.changed(
-            LinkUp(
-                self.epoch,
-                flags.session_present,
-                min(self._settings.send_window, offered),
-                self._max_packet_bytes,
-            )
-        )
+        up = LinkUp(self.epoch, kept, window, granted.max_packet_bytes)
+        self._guarded(self._handlers.changed, up)
         if self._subscribing:
-            self._client.subscribe([(topic, 1) for topic in self._subscriptions])
-        self._birth_due = True
+            self._out.subscribe(self._subscriptions)
+        # Behind what is sent again: an older status among it would win.
+        born = self._handlers.status("online", self.epoch)
+        self.publish(Reply(self._status_topic, born, 1, retain=True))
+        return ""
 
-    def _give_birth(self) -> None:
-        """Publishes the status after what paho sends again: an older one among it would win."""
-        if self._birth_due:
-            self._birth_due = False
-            born = self._handlers.status("online", self.epoch)
-            info = self._client.publish(self._status_topic, born, qos=1, retain=True)
-            self._unacknowledged.add(info.mid)
-
-    def _on_subscribe(
-        self, _client: paho.Client, _userdata: object, _mid: int,
-        reasons: list[ReasonCode], _properties: Properties | None,
-    ) -> None:  # fmt: skip
-        refused = [str(reason) for reason in reasons if reason.is_failure]
+    def _on_suback(self, mid: int, reasons: tuple[int, ...]) -> None:
+        self._out.subscribed(mid)
+        refused = [reason_codes.name(reason) for reason in reasons if reason >= 0x80]
         if refused or len(reasons) != len(self._subscriptions):
             self._metrics.count("subscriptions_refused_total")
             log.error(
@@ -346,52 +338,62 @@ class BrokerLink:
                 ", ".join(self._subscriptions),
             )
 
-    def _on_message(
-        self, _client: paho.Client, _userdata: object, message: paho.MQTTMessage
-    ) -> None:
+    def _on_publish(self, first: int, body: memoryview) -> None:
         received = time.monotonic()
+        try:
+            message = codec.decode_publish(first, body, self._version)
+        except BrokerProtocolError as err:
+            message = self._given_up(first, body, err)
         order = self._order + 1 if message.qos else 0
-        properties = message.properties
+        payload = message.payload
         arrival = Arrival(
-            topic=message.topic,
-            payload=bytes(message.payload),
-            receipt=Receipt(self.epoch, order, message.mid, message.qos),
-            received=received,
-            response_topic=getattr(properties, "ResponseTopic", ""),
-            correlation=getattr(properties, "CorrelationData", None),
-            content_type=getattr(properties, "ContentType", ""),
-            expiry_s=getattr(properties, "MessageExpiryInterval", None),
-            user=dict(getattr(properties, "UserProperty", ())),
-            retained=message.retain,
+            message.topic,
+            payload if len(body) >= OWN_BUFFER_BYTES else bytes(payload),
+            Receipt(self.epoch, order, message.mid, message.qos),
+            received,
+            message.response_topic,
+            message.correlation,
+            message.content_type,
+            message.expiry_s,
+            message.user or {},
+            message.retain,
         )
         # A number that nobody answers for would hold up all later ones.
-        if self._handlers.arrived(arrival) and order:
+        if self._guarded(self._handlers.arrived, arrival) and order:
             self._order = order
 
-    def _on_publish(
-        self, _client: paho.Client, _userdata: object, mid: int,
-        reason: ReasonCode, _properties: Properties | None,
-    ) -> None:  # fmt: skip
-        if reason.is_failure:
+    def _given_up(self, first: int, body: memoryview, error: BrokerProtocolError) -> Publish:
+        """A malformed PUBLISH ends the connection; the second time it becomes an empty request.
+
+        A broker that checks less than it should would else deliver it at each connection for ever.
+
+        Raises:
+            BrokerProtocolError: it came for the first time.
+        """
+        mid = codec.identifier_of(first, body)
+        if not mid or mid != self._malformed:
+            self._malformed = mid
+            raise error
+        self._malformed = 0
+        log.error("a message that ended the connection before is taken as empty: %s", error)
+        return Publish("", body[:0], 1, mid)
+
+    def _on_puback(self, mid: int, reason: int) -> None:
+        accepted = reason < reason_codes.FAILURE
+        if not accepted:
             self._metrics.count("replies_rejected_total")
             if not self._said_rejected:
                 self._said_rejected = True
-                log.warning("the broker rejects messages of ours: %s", reason)
-        if mid in self._unacknowledged:  # paho tells of QoS 0 too, whose identifiers mean nothing
-            self._unacknowledged.discard(mid)
-            self._handlers.delivered(mid, not reason.is_failure)
+                log.warning("the broker rejects messages of ours: %s", reason_codes.name(reason))
+        if not self._out.acknowledged(mid):
+            return  # nothing of that identifier is on its way
+        if mid == self._farewell:
+            self._farewell_taken.set()
+        self._guarded(self._handlers.delivered, mid, accepted)
 
-    def _on_disconnect(
-        self, _client: paho.Client, _userdata: object, _flags: paho.DisconnectFlags,
-        reason: ReasonCode, _properties: Properties | None,
-    ) -> None:  # fmt: skip
-        if reason.value == SESSION_TAKEN_OVER:
+    def _on_disconnect(self, reason: int) -> str:
+        if reason == reason_codes.SESSION_TAKEN_OVER:
             log.error(
                 "another client has this device's MQTT client id; give each its own device.name"
             )
-        if self.connected.is_set():
-            self._lost(str(reason))
-
-
-def _properties(packet: int) -> Properties:
-    return Properties(packet)  # type: ignore[no-untyped-call]  # paho has no types here
+        return reason_codes.name(reason)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
+from edged.errors import EdgedError
 from edged.serve import dispatch
 from edged.serve.dispatch import Prospect, UrgentTraffic
 from edged.serve.model_queue import ModelQueue
 from edged.serve.request import Request
 from edged.serve.timer import BatchTimer, Decision, Waiting
+
+Refusal = Callable[..., EdgedError | None]
+"""`edged.serve.admit.Admission.refusal`."""
 
 
 class Occupancy:
@@ -88,6 +93,10 @@ class Occupancy:
         if self.free == self.lanes:
             return now
         return max(now, self._busy_until - self._lead_s)
+
+    def scales(self) -> dict[str, float]:
+        """By queue, how many times longer batches take than on the idle device."""
+        return {queue: timer.phi for queue, timer in self.timers.items()}
 
     def prospect(self, now: float, queue: str) -> Prospect:
         """What it has before it, at the least; a device that is late may be free at once."""
@@ -195,3 +204,52 @@ def starts_in_s(
     # Only now it matters who stands behind whom.
     before = max(0, queue.ahead(request) - replaced)
     return dispatch.starts_in_s(before // queue.cap, prospects)
+
+
+def refusal(
+    rule: Refusal,
+    devices: Sequence[Occupancy],
+    request: Request,
+    queue: ModelQueue,
+    now: float,
+) -> EdgedError | None:
+    """Why a request is refused, or None.
+
+    Args:
+        rule: of admission, to be asked with ``starts_in_s`` and ``drain_s``.
+        devices: that serve its queue and are not out.
+        request: would come in now.
+        queue: its queue.
+        now: monotonic seconds.
+    """
+    starts_s = starts_in_s(devices, request, queue, now)
+    if rule(starts_in_s=starts_s, drain_s=0.0) is None:
+        return None
+    # How long the devices need is found out only where an answer is to say it.
+    drains_s = (device.clear_s(now, request.queue, queue.samples) for device in devices)
+    return rule(starts_in_s=starts_s, drain_s=min(drains_s, default=0.0))
+
+
+def states(
+    devices: Mapping[str, Occupancy], queues: Mapping[str, ModelQueue], now: float
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """State of all timers, queue by queue and device by device, for telemetry."""
+    return {
+        name: {
+            device: state.timers[name].state(now) | {"waiting": queue.samples}
+            for device, state in devices.items()
+            if name in state.timers
+        }
+        for name, queue in queues.items()
+    }
+
+
+def busy(
+    names: Iterable[str], queues: Mapping[str, ModelQueue], devices: Mapping[str, Occupancy]
+) -> bool:
+    """Whether anything of these queues waits or runs."""
+    return any(
+        (name in queues and queues[name].samples > 0)
+        or any(device.running[name] for device in devices.values())
+        for name in names
+    )

@@ -1,35 +1,40 @@
 """The request path: the order of its stages, their threads, and the queues between them.
 
 mqtt        thread mqtt-net    broker -> Arrival
-  | arrivals: bounded; full: dropped, counted
-decode      thread intake      Arrival -> Request, or the error to answer with
+  | arrivals: bounded; full: dropped, counted. Cheap ones are decoded at once, without it
+decode      threads intake-N   Arrival -> Request, or the error to answer with
 admit                          Request -> waiting room, or the refusal to answer with
 batch       (waiting room)     asks the timer
 gpu         thread gpu-N       Batch -> lane -> Done
   | inbox: bounded by slots; full: intake and devices wait
-gather      thread reply       Done -> Outcome, once a request
+gather      thread mqtt-net    Done -> Outcome, once a request
 encode                         Outcome -> Reply
 publish                        Reply -> broker; its PUBACK -> the request's PUBACK
+
+What arrives and what ends meet on one thread, the link's: each change of threads costs more than
+decoding and encoding a small request does (docs/benchmarks.md). It never waits here.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from edged import protocol
-from edged.errors import EdgedError, InternalError, NonFiniteOutputError
+from edged.errors import EdgedError, NonFiniteOutputError
 from edged.metrics import Metrics
 from edged.serve.batch import WaitingRoom
 from edged.serve.decode import Decoder
 from edged.serve.encode import dead_letter, encode
 from edged.serve.gather import Gatherer, rows_of
 from edged.serve.gpu import Device, Done, superseded
+from edged.serve.intake import Intake, IntakePorts
+from edged.serve.mqtt import LinkHandlers
 from edged.serve.publish import Publisher, PublisherPorts
 from edged.serve.request import (
     Arrival,
@@ -40,38 +45,34 @@ from edged.serve.request import (
     Rejected,
     Reply,
     ReplyFormat,
-    ReplyTo,
     Request,
     Unanswerable,
 )
 
 log = logging.getLogger(__name__)
 
-ARRIVALS = 1024
-"""QoS 0 requests that wait to be decoded."""
-ARRIVAL_BYTES = 256 * 1024 * 1024
-"""Bodies that wait to be decoded; QoS 1 may fill as much again, as mosquitto 2.0.11 does not keep
-to our receive maximum while acknowledgements flow."""
 SLOTS = 256
-"""Outcomes and batches that may wait for the reply thread."""
+"""Outcomes and batches of other threads that may wait to be answered."""
 NON_FINITE = "the engine's answer holds NaN or infinity; look at the values that were sent"
 BACKLOG = 1024
 """Replies that may wait for the broker before intake and devices are held back."""
 Item: TypeAlias = Outcome | Done | Unanswerable | Rejected | LinkUp | LinkDown | int
-"""What the reply thread is told; an int is the packet identifier of a delivery."""
+"""What has ended; an int is the packet identifier of a delivery."""
 
 
 @dataclass(frozen=True)
 class Sender:
-    """The broker link as the reply thread uses it.
+    """The broker link as the pipeline uses it.
 
     Attributes:
         publish: hands a PUBLISH over; its packet identifier, or None if it was not taken.
         acknowledge: sends a PUBACK; False if its connection is gone.
+        wake: has the link's thread call `Pipeline.turn`; from any thread.
     """
 
     publish: Callable[[Reply], int | None]
     acknowledge: Callable[[Receipt], bool]
+    wake: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,6 @@ class Pipeline:
         *,
         dead_topic: str,
     ) -> None:
-        self._decoder = decoder
         self._formats = formats
         self._dead_topic = dead_topic
         self._max_packet_bytes = 0
@@ -117,26 +117,32 @@ class Pipeline:
         self._metrics = metrics
         self._watchers = watchers
         self._devices: tuple[Device, ...] = ()
-        self._arrivals: queue.SimpleQueue[Arrival | None] = queue.SimpleQueue()
-        self._inbox: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+        self._inbox: deque[Item] = deque()
+        self._turning = threading.Lock()
+        self._broken = False
         self._slots = threading.Semaphore(SLOTS)
         self._owed = 0  # slots taken up, given back once the backlog is short
         self._gatherer = Gatherer()
         self._sender: Sender | None = None
         self._publisher = Publisher(PublisherPorts(self._send, self._acknowledge, self._ended))
-        self._accepted = 0  # written by mqtt-net alone
-        self._bytes_in = 0  # likewise
-        self._bytes_out = 0  # written by intake alone
-        self._finished = 0  # written by reply alone
+        self._accepted = self._finished = 0  # written by mqtt-net alone
         self._connected = False
         self._draining = False
         self._idle = threading.Event()
         self._busy_since: dict[str, float] = {}
-        self._intake = threading.Thread(target=self._take_in_all, name="intake", daemon=True)
-        self._reply = threading.Thread(target=self._reply_to_all, name="reply", daemon=True)
+        self._intake = Intake(
+            IntakePorts(
+                decoder.reply_to,
+                decoder.decode,
+                self._admit,
+                self._unanswerable,
+                self._hand_over,
+            ),
+            self._busy_since,
+        )
 
     def __repr__(self) -> str:
-        counts = f"{self._arrivals.qsize()} arrived, {self._inbox.qsize()} to answer"
+        counts = f"{self._intake.waiting} arrived, {len(self._inbox)} to answer"
         return f"<Pipeline {self.outstanding} outstanding: {counts}, {self._publisher!r}>"
 
     # -------------------------------------------------------------- life
@@ -148,7 +154,7 @@ class Pipeline:
         for device in self._devices:
             device.thread.start()
         self._intake.start()
-        self._reply.start()
+        sender.wake()
 
     @property
     def outstanding(self) -> int:
@@ -167,20 +173,19 @@ class Pipeline:
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """Ends all threads. What is still in hand is left to the broker to deliver again."""
-        self._arrivals.put(None)
         self._room.close()
         self._slots.release(SLOTS + BACKLOG)  # nobody is to wait for a place any more
-        for thread in (self._intake, *(device.thread for device in self._devices)):
-            thread.join(timeout_s)
-        self._inbox.put(None)
-        self._reply.join(timeout_s)
+        self._intake.stop(timeout_s)
+        for device in self._devices:
+            device.thread.join(timeout_s)
+        self.turn()
 
     def dead(self) -> str | None:
         """Name of a thread that has died, which ends the service."""
-        for thread in (self._intake, self._reply):
-            if not thread.is_alive():
-                return thread.name
-        return next((name for device in self._devices if (name := device.dead())), None)
+        if self._broken:
+            return "mqtt-net"
+        dead = next((name for device in self._devices if (name := device.dead())), None)
+        return dead or self._intake.dead()
 
     def stuck(self, now: float, stuck_s: float) -> str | None:
         """Why the watchdog should not be fed: work that has not moved for ``stuck_s``."""
@@ -193,7 +198,13 @@ class Pipeline:
                     return f"thread {name} has made no progress for {now - since:.0f} s"
         return None
 
-    # -------------------------------------------------------------- on mqtt-net: hand over
+    # -------------------------------------------------------------- on mqtt-net: arrivals
+
+    def handlers(self, status: Callable[[str, int], bytes]) -> LinkHandlers:
+        """What the broker link calls; ``status``: see there."""
+        return LinkHandlers(
+            self.arrived, self.delivered, self.link_changed, status, self.turn, self.settled
+        )
 
     def arrived(self, arrival: Arrival) -> bool:
         """Takes a PUBLISH over; False if there is no room, which is counted.
@@ -202,84 +213,55 @@ class Pipeline:
         next connection; while the service drains that is where it is left.
         """
         self._metrics.count("arrivals_total")
-        qos, size = arrival.receipt.qos, len(arrival.payload)
-        held = self._bytes_in - self._bytes_out
-        # In number, QoS 1 is bounded by the packet identifiers. One always fits.
-        full = bool(held) and held + size > ARRIVAL_BYTES * (1 + qos)
-        if qos and self._draining:
-            self._metrics.count("arrivals_dropped_total", "draining")
-            return False
-        if full or (not qos and self._arrivals.qsize() >= ARRIVALS):
-            self._metrics.count("arrivals_dropped_total", "arrivals_full")
-            return False
+        # Counted first: either `drain` awaits it, or what it has set is seen here.
         self._accepted += 1
-        self._bytes_in += size
-        self._arrivals.put(arrival)
+        if self._draining and arrival.receipt.qos:
+            self._metrics.count("arrivals_dropped_total", "draining")
+            return self._not_taken()
+        held_back = self._publisher.backlog + len(self._inbox) >= BACKLOG
+        if not self._intake.take(arrival, at_once=self._sender is not None and not held_back):
+            self._metrics.count("arrivals_dropped_total", "arrivals_full")
+            return self._not_taken()
         return True
 
+    def _not_taken(self) -> bool:
+        self._accepted -= 1
+        self._look_idle()
+        return False
+
     def delivered(self, mid: int, accepted: bool = True) -> None:  # noqa: FBT001, FBT002  # a plain fact
-        """The broker acknowledged a PUBLISH of ours, or rejected it."""
-        self._inbox.put(mid if accepted else Rejected(mid))
+        """The broker acknowledged a PUBLISH of ours, or rejected it; `turn` does the rest."""
+        self._inbox.append(mid if accepted else Rejected(mid))
 
     def link_changed(self, change: LinkUp | LinkDown) -> None:
-        """The connection came or went."""
-        self._inbox.put(change)
+        """The connection came or went; `turn` does the rest."""
+        self._inbox.append(change)
 
-    # -------------------------------------------------------------- on intake: decode, admit
+    # -------------------------------------------------------------- on any thread: hand over
 
-    def _take_in_all(self) -> None:
-        while (arrival := self._arrivals.get()) is not None:
-            self._busy_since["intake"] = time.monotonic()
-            self._take_in(arrival)
-            self._bytes_out += len(arrival.payload)
-            self._busy_since.pop("intake", None)
+    def _unanswerable(self, arrival: Arrival, error: EdgedError) -> Unanswerable:
+        document = dead_letter(arrival, error, ts=time.time())
+        letter = Reply(self._dead_topic, document, content_type=protocol.JSON)
+        return Unanswerable(arrival.receipt, error.code, letter)
 
-    def _take_in(self, arrival: Arrival) -> None:
-        try:
-            reply_to = self._decoder.reply_to(arrival)
-        except EdgedError as err:
-            letter = Reply(
-                self._dead_topic,
-                dead_letter(arrival, err, ts=time.time()),
-                content_type=protocol.JSON,
-            )
-            self._hand_over(Unanswerable(arrival.receipt, err.code, letter))
-            return
-        except Exception:
-            log.exception("a request could not be read", extra={"topic": arrival.topic[:200]})
-            self._hand_over(Unanswerable(arrival.receipt, InternalError.code))
-            return
-        request = None
-        try:
-            request = self._decoder.decode(arrival, reply_to)
-            if older := self._room.put(request):
-                self._hand_over(superseded(older))
-        except EdgedError as err:
-            self._refuse(arrival, reply_to, err, request)
-        except Exception:
-            # A message that trips over a fault of ours must not come back for ever.
-            log.exception("a request could not be decoded", extra={"topic": arrival.topic[:200]})
-            error = InternalError("the request could not be read; the device's log has the details")
-            self._refuse(arrival, reply_to, error, request)
+    def _hand_over(self, item: Outcome | Done | Unanswerable, wait: bool = True) -> None:  # noqa: FBT001, FBT002  # `IntakePorts`
+        """For `turn`. Waits for a slot where it may."""
+        if wait:
+            self._slots.acquire()
+            self._inbox.append(item)
+            self._wake()
+        else:
+            self._inbox.append(item)
+            self._owed -= 1  # it took no slot
 
-    def _refuse(
-        self, arrival: Arrival, to: ReplyTo, error: EdgedError, request: Request | None
-    ) -> None:
-        self._hand_over(
-            Outcome(
-                receipt=arrival.receipt,
-                reply_to=to,
-                model=request.model if request else "",
-                id=request.id if request else "",
-                error=error,
-                received=arrival.received,
-                deadline=request.deadline if request else None,
-            )
-        )
+    def _admit(self, request: Request, wait: bool) -> None:  # noqa: FBT001  # `IntakePorts`
+        """Into the waiting room; what it takes the place of is answered."""
+        if older := self._room.put(request, call=wait):
+            self._hand_over(superseded(older), wait)
 
-    def _hand_over(self, item: Outcome | Done | Unanswerable) -> None:
-        self._slots.acquire()
-        self._inbox.put(item)
+    def _wake(self) -> None:
+        if self._sender is not None:
+            self._sender.wake()
 
     def done(self, done: Done) -> None:
         """Parts ended; called by devices, which wait here while too much waits for the broker."""
@@ -294,26 +276,38 @@ class Pipeline:
                 self._metrics.count("batch_failures_total", model)
         self._hand_over(done)
 
-    # -------------------------------------------------------------- on reply
+    # -------------------------------------------------------------- on mqtt-net: what has ended
 
-    def _reply_to_all(self) -> None:
-        while (item := self._inbox.get()) is not None:
-            self._busy_since["reply"] = time.monotonic()
-            self._handle(item)
-            if isinstance(item, (Outcome, Done, Unanswerable)):
-                self._owed += 1
-            if self._owed and self._publisher.backlog < BACKLOG:
+    def turn(self) -> None:
+        """Answers what has ended."""
+        if self._sender is None or not self._inbox:
+            return
+        with self._turning:  # of one thread's, but for the last turn of `stop`
+            self._busy_since["mqtt-net"] = time.monotonic()
+            try:
+                while self._inbox:
+                    self._handle(self._inbox.popleft())
+            except Exception:
+                self._broken = True  # and the process ends: what was in hand comes again
+                raise
+            if self._owed > 0 and self._publisher.backlog < BACKLOG:
                 self._slots.release(self._owed)
                 self._owed = 0
-            self._busy_since.pop("reply", None)
+            self._busy_since.pop("mqtt-net", None)
+
+    def settled(self) -> None:
+        """Wakes the devices, once for all that has arrived in a turn."""
+        self._room.call()
 
     def _handle(self, item: Item) -> None:
+        if isinstance(item, int):
+            self._publisher.delivered(item)
+            return
+        self._owed += isinstance(item, (Done, Outcome, Unanswerable))
         if isinstance(item, Done):
             self._gather(item)
         elif isinstance(item, Outcome):
             self._answer(item)
-        elif isinstance(item, int):
-            self._publisher.delivered(item)
         elif isinstance(item, Rejected):
             self._publisher.rejected(item.mid)
         elif isinstance(item, Unanswerable):
@@ -395,5 +389,8 @@ class Pipeline:
 
     def _count_end(self) -> None:
         self._finished += 1
+        self._look_idle()
+
+    def _look_idle(self) -> None:
         if self._draining and not self.outstanding:
             self._idle.set()

@@ -1,7 +1,7 @@
 """Send the reply, and only when the broker has it acknowledge the request. Owned by one thread.
 
-Nothing here waits or locks: `Publisher` is a state machine that the reply thread feeds with what
-happened (an outcome, a delivery, a connection that came or went).
+Nothing here waits or locks: `Publisher` is a state machine that is fed with what happened
+(an outcome, a delivery, a connection that came or went).
 """
 
 from __future__ import annotations

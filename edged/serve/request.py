@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
 
 from edged.errors import EdgedError
+from edged.value import identity, value
 
 Array = npt.NDArray[np.generic]
 
@@ -26,7 +27,7 @@ class Priority(IntEnum):
     BACKGROUND = 2
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Receipt:
     """What is needed to acknowledge an arrival to the broker.
 
@@ -43,13 +44,13 @@ class Receipt:
     qos: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Arrival:
     """One PUBLISH as the broker delivered it. Nothing in it is trusted.
 
     Attributes:
         topic: topic name.
-        payload: the body.
+        payload: the body; a large one is a view of the buffer that it was received into.
         receipt: for the acknowledgement.
         received: monotonic seconds, stamped on the network thread.
         response_topic: MQTT 5 Response Topic, "" if absent.
@@ -61,7 +62,7 @@ class Arrival:
     """
 
     topic: str
-    payload: bytes
+    payload: bytes | memoryview
     receipt: Receipt
     received: float
     response_topic: str = ""
@@ -72,7 +73,7 @@ class Arrival:
     retained: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ReplyTo:
     """Where an answer goes and what it must carry back.
 
@@ -91,7 +92,7 @@ class ReplyTo:
     json_only: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class OutputChoice:
     """One output that a request asks for.
 
@@ -106,7 +107,7 @@ class OutputChoice:
     classes: int = 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@identity
 class Request:
     """A decoded request: sound in form, not yet admitted.
 
@@ -156,7 +157,7 @@ def model_of(queue: str) -> str:
     return queue.partition("@")[0]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Part:
     """Samples ``start`` to ``stop`` (exclusive) of one request, in one batch.
 
@@ -174,7 +175,7 @@ class Part:
         return self.stop - self.start
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Batch:
     """What one device runs at once.
 
@@ -200,7 +201,7 @@ class Batch:
         return queue_name(self.model, self.length)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Work:
     """What a device's thread gets.
 
@@ -217,7 +218,7 @@ class Work:
     lateness_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Timings:
     """Where the time of one request went.
 
@@ -234,7 +235,7 @@ class Timings:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Outcome:
     """The one end of a request: outputs, or the error to answer with.
 
@@ -267,7 +268,7 @@ class Outcome:
     version: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reply:
     """One PUBLISH to send: an answer on its way out.
 
@@ -292,7 +293,7 @@ class Reply:
     retain: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LinkUp:
     """A connection stands and the subscriptions are asked for.
 
@@ -309,7 +310,7 @@ class LinkUp:
     max_packet_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LinkDown:
     """The connection is gone."""
 
@@ -317,7 +318,7 @@ class LinkDown:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Unanswerable:
     """A request that ended with nobody to answer.
 
@@ -332,14 +333,14 @@ class Unanswerable:
     letter: Reply | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Rejected:
     """The broker refused a PUBLISH of ours, by its packet identifier."""
 
     mid: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ReplyFormat:
     """What the replies of one model carry.
 

@@ -8,15 +8,15 @@ bucket that holds it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from edged import v2
 from edged.errors import BadDatatypeError, BadShapeError, BadTensorError
 from edged.recipe import InputSpec
 from edged.serve.request import Array
+from edged.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Inputs:
     """What a request brings.
 

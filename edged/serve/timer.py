@@ -23,7 +23,6 @@ M = 1, which is never far from the best latency.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from enum import Enum
 
 from edged.latency import LatencyCurve
@@ -32,6 +31,7 @@ from edged.serve.batch_size import BUSY_FILL, FILL, control_limit, sizes_to_take
 from edged.serve.ledger import Ledger, Started
 from edged.serve.service_time import ServiceTime
 from edged.serve.tuner import CHANGE, Choice, Setting, Task, due, moved, tune
+from edged.value import value
 
 CHOICE_S = 5.0
 """A choice of the tuner is good for so long, and while the rate stays within a factor of 2 ..."""
@@ -78,7 +78,7 @@ class Reason(str, Enum):
 _HELD = frozenset({Reason.DEADLINE, Reason.GAP, Reason.BUDGET, Reason.TUNER})
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Waiting:
     """What waits for one model. Times are monotonic seconds.
 
@@ -101,7 +101,7 @@ class Waiting:
     oldest: float = math.nan
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Decision:
     """What to do with one model's waiting samples while a device is free.
 

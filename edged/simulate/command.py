@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -12,18 +13,21 @@ from edged.engine_store import EngineStore
 from edged.errors import BadParameterError, EdgedError
 from edged.serve.price import price_of
 from edged.serve.timer import BatchTimer
+from edged.serve.tuning import EVERY_S
 from edged.simulate import report
 from edged.simulate.arrivals import Arrivals
-from edged.simulate.capacity import Capacity, carries, find_capacity
+from edged.simulate.capacity import Capacity, find_capacity
 from edged.simulate.device import Rules, Run, simulate
 from edged.simulate.options import SimulateOptions
 from edged.simulate.summary import Summary, summarize
 from edged.simulate.workload import Plant, Workload, plant, workload
 
 SEARCH_REQUESTS = 10_000
-"""Requests of each run of the search for the headroom."""
-ROUNDS, SEARCH_ROUNDS = 60, 6
-"""Rounds of tuning in a run at most; they take longer than all the rest."""
+"""Requests of each run of the search for the headroom, at least."""
+SLOS = 20.0
+"""Every run lasts so many times as long as the SLO, at least."""
+LEAST_CAME = 20
+"""From fewer arrivals nothing is told."""
 
 
 def run(
@@ -61,19 +65,22 @@ def _answer(options: SimulateOptions, engines: Path, out: TextIO) -> int:
     manifest = EngineStore(engines).current(name).manifest if name else None
     device, load = plant(options, manifest), workload(options)
     price = _price(options.mode)
-    came = load.make(load.load)
+    slos_s = SLOS * device.slo_s if math.isfinite(device.slo_s) else 0.0
+    seconds = max(load.period_s, slos_s)
+    came = _enough(load.make(load.load, options.requests, seconds))
     runs = {
-        "timer": _simulate(device, came, price, ROUNDS),
-        "at once": _simulate(device, came, 0.0, 0),
+        "timer": _simulate(device, came, price, tune=True),
+        "at once": _simulate(device, came, 0.0, tune=False),
     }
-    summaries = {name: _summary(device, one) for name, one in runs.items()}
+    summaries = {name: _summary(device, load, one) for name, one in runs.items()}
     found = None
     if math.isfinite(device.slo_s):
 
         def measure(amount: float) -> Summary:
-            return _summary(
-                device, _simulate(device, _first(load.make(amount)), price, SEARCH_ROUNDS)
-            )
+            if amount == load.load:  # or the headroom and the answer could differ
+                return summaries["timer"]
+            some = load.make(amount, SEARCH_REQUESTS, seconds)
+            return _summary(device, load, _simulate(device, some, price, tune=True))
 
         most = device.most_rate / load.each if load.each else math.inf
         found = find_capacity(measure, load.load, whole=load.whole, most=most)
@@ -84,8 +91,7 @@ def _answer(options: SimulateOptions, engines: Path, out: TextIO) -> int:
         print(json.dumps(report.document(device, load, summaries, found)), file=out)
     else:
         _print(out, device, load, summaries, found)
-    carried = carries(summaries["timer"]) and not report.overloaded(device, load)
-    return 0 if found is None or carried else 1
+    return 0 if found is None or found.load >= load.load else 1
 
 
 def _print(
@@ -107,22 +113,29 @@ def _price(mode: str) -> float:
         raise BadParameterError(str(err)) from err
 
 
-def _first(came: Arrivals) -> Arrivals:
-    """As many as the search needs."""
-    return Arrivals(came.times[:SEARCH_REQUESTS], came.sources[:SEARCH_REQUESTS])
+def _enough(came: Arrivals) -> Arrivals:
+    if len(came) < LEAST_CAME:
+        raise BadParameterError(
+            f"only {len(came)} requests came, and {LEAST_CAME} are needed to tell anything; ask "
+            "for more with --requests, or for less --dropout, or record a longer trace"
+        )
+    return came
 
 
-def _simulate(device: Plant, came: Arrivals, price: float, rounds: int) -> Run:
-    """One run as the daemon would serve it, with at most so many rounds of tuning."""
+def _simulate(device: Plant, came: Arrivals, price: float, *, tune: bool) -> Run:
+    """One run as the daemon would serve it."""
     timer = BatchTimer(device.curve, device.cap, price=price, slo_s=device.slo_s)
-    rules = Rules(
-        slo_s=device.slo_s,
-        expire=True,
-        tune=timer.retune if rounds else None,
-        tune_s=max(1.0, float(came.times[-1]) / max(1, rounds)),
-    )
+    tuned = timer.retune if tune else None
+    rules = Rules(slo_s=device.slo_s, expire=True, tune=tuned, tune_s=EVERY_S)
     return simulate(timer, came, device.device, rules)
 
 
-def _summary(device: Plant, one: Run) -> Summary:
-    return summarize(one, slo_s=device.slo_s)
+def _summary(device: Plant, load: Workload, one: Run) -> Summary:
+    """In figures, and against the most that the device can do."""
+    summary = summarize(one, slo_s=device.slo_s)
+    if not one.arrivals.rate > 0:
+        return summary
+    # Within a long SLO a peak may be worked off.
+    peak = load.peak if SLOS * device.slo_s <= load.period_s else 1.0
+    most = device.device.most(device.cap, float(one.arrivals.times[-1]))
+    return replace(summary, offered=peak * one.arrivals.rate / most)

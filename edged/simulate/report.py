@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from edged.simulate.capacity import Capacity, carries
+from edged.simulate.capacity import ENOUGH, Capacity
 from edged.simulate.device import Run
 from edged.simulate.summary import Summary
 from edged.simulate.workload import Plant, Workload
@@ -72,12 +72,19 @@ def print_answer(
 ) -> None:
     """Yes or no, and the headroom."""
     asked, limit = load_text(workload, workload.load), plant.slo_s * 1e3
-    verdict = "yes" if carries(summary) and not overloaded(plant, workload) else "no"
+    verdict = "yes" if found.load >= workload.load else "no"
     print(
         f"{verdict}: {asked} under {limit:g} ms: {summary.attainment:.2%} answered in time "
         f"(99% asked), p99 {summary.p99_ms:.1f} ms, device {summary.busy:.0%} busy",
         file=out,
     )
+    if summary.offered >= 1 and not overloaded(plant, workload):
+        print(
+            f"at its busiest {summary.offered:.2f} times as much comes as the device can then do",
+            file=out,
+        )
+    elif summary.attainment >= ENOUGH > summary.last:
+        print(f"it gets worse: of the last tenth {summary.last:.2%} were in time", file=out)
     if found.load <= 0:
         print("headroom: none; it carries no load of this kind under that limit", file=out)
     else:
@@ -106,8 +113,7 @@ def document(
         "policies": {name: asdict(summary) for name, summary in summaries.items()},
     }
     if found is not None:
-        first = next(iter(summaries.values()))
-        result["carried"] = carries(first) and not overloaded(plant, workload)
+        result["carried"] = found.load >= workload.load
         result["capacity"] = found.load
     return dict(_finite(result))
 

@@ -21,6 +21,13 @@ TRACE = "times the trace's speed"
 _LARGEST = 1024  # batch size of any engine
 DEFAULT_CAP = 32
 """Largest batch of a line that names none."""
+MOST_REQUESTS = 200_000
+"""No run is made longer than this for the sake of seconds alone."""
+_PERIODS = {
+    # Twenty turns of quiet and busy phases; one day.
+    "mmpp": (20 * sum(models.Modulation().sojourns_s), 1.0),
+    "diurnal": (models.DAY_S, 1 + models.SWING),
+}
 
 
 @dataclass(frozen=True)
@@ -31,15 +38,20 @@ class Workload:
         load: the amount that was asked for: requests/s, cameras, or 1 time a trace's own speed.
         unit: what it counts.
         whole: whether it is a whole number.
-        make: arrivals of another amount.
+        make: arrivals of another amount, of at least so many requests over so many seconds; a
+            trace comes whole.
         each: requests a second that one unit makes on average.
+        period_s: seconds in which it shows all that it can; a trace has none.
+        peak: rate of its busiest stretch, if that is long, as a multiple of the mean.
     """
 
     load: float
     unit: str
     whole: bool
-    make: Callable[[float], Arrivals]
+    make: Callable[[float, int, float], Arrivals]
     each: float = 1.0
+    period_s: float = 0.0
+    peak: float = 1.0
 
     @property
     def recorded(self) -> bool:
@@ -191,17 +203,21 @@ def workload(options: SimulateOptions) -> Workload:
         "pareto": models.pareto, "bursts": models.bursts,
     }[kind]  # fmt: skip
 
-    def make(rate: float) -> Arrivals:
-        return model(rate, options.requests, options.seed)
+    def make(rate: float, requests: int, seconds: float) -> Arrivals:
+        count = max(requests, min(math.ceil(rate * seconds), MOST_REQUESTS))
+        return model(rate, count, options.seed)
 
-    return Workload(options.rate, "requests/s", whole=False, make=make)
+    period_s, peak = _PERIODS.get(kind, (0.0, 1.0))
+    return Workload(
+        options.rate, "requests/s", whole=False, make=make, period_s=period_s, peak=peak
+    )
 
 
 def _cameras(options: SimulateOptions) -> Workload:
     if options.cameras is None:
         raise BadParameterError("camera arrivals need --cameras, their number")
 
-    def make(count: float) -> Arrivals:
+    def make(count: float, requests: int, seconds: float) -> Arrivals:
         setup = Cameras(
             int(count),
             options.fps,
@@ -210,7 +226,8 @@ def _cameras(options: SimulateOptions) -> Workload:
             drift_ppm=options.drift_ppm,
             dropout=options.dropout,
         )
-        seconds = options.requests / max(1e-9, count * options.fps)
+        rate = max(1e-9, count * options.fps)
+        seconds = max(requests / rate, min(seconds, MOST_REQUESTS / rate))
         return models.cameras(setup, seconds, options.seed)
 
     each = options.fps * (1 - options.dropout)
@@ -222,7 +239,7 @@ def _trace(options: SimulateOptions) -> Workload:
         raise BadParameterError("recorded arrivals need --trace, a file of arrival times")
     recorded = read_recorded(options.trace)
 
-    def make(speed: float) -> Arrivals:
+    def make(speed: float, _requests: int, _seconds: float) -> Arrivals:
         return Arrivals(recorded.times / speed, recorded.sources)
 
     each = recorded.rate if len(recorded.times) > 1 else 0.0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -30,11 +32,13 @@ from edged.v2.tensors import (
     string_array,
 )
 
+REMEMBERED_BYTES = 1024
+"""Headers of requests up to this size are remembered, the last few hundred of them."""
 MAX_RANK = 16
 MAX_DIMENSION = 2**31 - 1
 
 
-def parse_request(body: bytes, header_length: int | None = None) -> InferRequest:
+def parse_request(body: bytes | memoryview, header_length: int | None = None) -> InferRequest:
     """Reads a request.
 
     Args:
@@ -47,21 +51,17 @@ def parse_request(body: bytes, header_length: int | None = None) -> InferRequest
         BadDatatypeError, BadShapeError, BadTensorError: an input is not what it declares to be.
         BadParameterError: a parameter has a value that is not allowed.
     """
-    header, tail = _split(body, header_length)
-    parameters = parameters_of(header, "the request")
-    if not isinstance(parameters.get("binary_data_output", False), bool):
-        raise BadParameterError(
-            f"binary_data_output {show(parameters['binary_data_output'])} must be true or false"
-        )
+    text, tail = _split(body, header_length)
+    declared = _remembered(text) if len(text) <= REMEMBERED_BYTES else _declare(text)
     return InferRequest(
-        inputs=_tensors(header, "inputs", tail, answer=False),
-        outputs=_requested(header),
-        id=text_of(header, "id", ""),
-        parameters=parameters,
+        inputs=_tensors(declared.inputs, tail),
+        outputs=declared.outputs,
+        id=declared.id,
+        parameters=declared.parameters,
     )
 
 
-def parse_response(body: bytes, header_length: int | None = None) -> InferResponse:
+def parse_response(body: bytes | memoryview, header_length: int | None = None) -> InferResponse:
     """Reads an answer that is no error document.
 
     ``null`` in a JSON list of floats is NaN: JSON has no word for it.
@@ -74,17 +74,18 @@ def parse_response(body: bytes, header_length: int | None = None) -> InferRespon
     Raises:
         BadHeaderError, TruncatedBodyError, BadTensorError: as `parse_request`.
     """
-    header, tail = _split(body, header_length)
+    text, tail = _split(body, header_length)
+    header = load(text)
     return InferResponse(
         model_name=text_of(header, "model_name", ""),
         model_version=text_of(header, "model_version", ""),
-        outputs=_tensors(header, "outputs", tail, answer=True),
+        outputs=_tensors(_declared(header, "outputs", answer=True), tail),
         id=text_of(header, "id", ""),
         parameters=parameters_of(header, "the response"),
     )
 
 
-def _split(body: bytes, header_length: int | None) -> tuple[dict[str, Any], memoryview]:
+def _split(body: bytes | memoryview, header_length: int | None) -> tuple[bytes, memoryview]:
     if header_length is not None and header_length < 1:
         raise BadHeaderError(f"header length {header_length} must be at least 1")
     if header_length is not None and header_length > len(body):
@@ -92,7 +93,46 @@ def _split(body: bytes, header_length: int | None) -> tuple[dict[str, Any], memo
             f"the header should have {header_length} bytes, but the whole body has {len(body)}"
         )
     end = len(body) if header_length is None else header_length
-    return load(body[:end]), memoryview(body)[end:]
+    return bytes(body[:end]), memoryview(body)[end:]
+
+
+@dataclass(frozen=True, slots=True)
+class _Declared:
+    """A tensor as the header declares it; with ``data`` if they stand in the header too."""
+
+    name: str
+    what: str
+    datatype: str
+    shape: tuple[int, ...]
+    size: Any
+    data: Array | None
+
+
+@dataclass(frozen=True, slots=True)
+class _RequestHeader:
+    inputs: tuple[_Declared, ...]
+    outputs: tuple[RequestedOutput, ...]
+    id: str
+    parameters: Mapping[str, Any]
+
+
+def _declare(text: bytes) -> _RequestHeader:
+    header = load(text)
+    parameters = parameters_of(header, "the request")
+    if not isinstance(parameters.get("binary_data_output", False), bool):
+        raise BadParameterError(
+            f"binary_data_output {show(parameters['binary_data_output'])} must be true or false"
+        )
+    return _RequestHeader(
+        _declared(header, "inputs", answer=False),
+        _requested(header),
+        text_of(header, "id", ""),
+        parameters,
+    )
+
+
+_remembered = lru_cache(256)(_declare)
+"""The same requester sends the same header again and again: what it says is found out once."""
 
 
 def _requested(header: Mapping[str, Any]) -> tuple[RequestedOutput, ...]:
@@ -112,10 +152,8 @@ def _requested(header: Mapping[str, Any]) -> tuple[RequestedOutput, ...]:
     return tuple(outputs)
 
 
-def _tensors(
-    header: Mapping[str, Any], key: str, tail: memoryview, *, answer: bool
-) -> tuple[Tensor, ...]:
-    tensors, at = [], 0
+def _declared(header: Mapping[str, Any], key: str, *, answer: bool) -> tuple[_Declared, ...]:
+    declared = []
     for name, entry in entries_of(header, key):
         what = f"{key[:-1]} {show(name)}"
         datatype, shape = _datatype(entry, what, answer=answer), _shape(entry, what)
@@ -124,13 +162,24 @@ def _tensors(
             raise BadTensorError(
                 f"{what} must have either data or parameters.binary_data_size, and not both"
             )
+        data = None
         if size is None:
             values = _flat(entry["data"], shape, what)
-            data = _from_json(values, datatype, what, nulls=answer)
-        else:
-            data = _from_bytes(_take(tail, at, size, what), datatype, shape, what)
-            at += size
-        tensors.append(Tensor(name, data.reshape(shape), binary=size is not None))
+            data = _from_json(values, datatype, what, nulls=answer).reshape(shape)
+            data.flags.writeable = False  # it may be remembered
+        declared.append(_Declared(name, what, datatype, shape, size, data))
+    return tuple(declared)
+
+
+def _tensors(declared: tuple[_Declared, ...], tail: memoryview) -> tuple[Tensor, ...]:
+    tensors, at = [], 0
+    for each in declared:
+        data = each.data
+        if data is None:
+            raw = _take(tail, at, each.size, each.what)
+            data = _from_bytes(raw, each.datatype, each.shape, each.what).reshape(each.shape)
+            at += each.size
+        tensors.append(Tensor(each.name, data, binary=each.data is None))
     if at != len(tail):
         raise TruncatedBodyError(
             f"{len(tail)} bytes follow the header, but its tensors have {at} in all"

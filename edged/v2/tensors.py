@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edged.errors import BadDatatypeError
+from edged.value import identity, value
 
 Array = npt.NDArray[Any]
 Dtype = np.dtype[Any]
@@ -29,7 +30,7 @@ BYTES = "BYTES"
 _NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@identity
 class Tensor:
     """One named tensor.
 
@@ -55,7 +56,7 @@ class Tensor:
         return self.data.shape
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RequestedOutput:
     """One entry of a request's ``outputs``.
 
@@ -70,7 +71,7 @@ class RequestedOutput:
     classes: int = 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@identity
 class InferRequest:
     """A request body.
 
@@ -93,7 +94,7 @@ class InferRequest:
         return value
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@identity
 class InferResponse:
     """An answer's body.
 
@@ -122,6 +123,9 @@ def datatype_of(dtype: Dtype) -> str:
     Raises:
         BadDatatypeError: V2 has none for it.
     """
+    name = _NAMES.get(dtype)
+    if name is not None:
+        return name
     if dtype.kind == "O":
         return BYTES
     name = _NAMES.get(dtype.newbyteorder("<"))

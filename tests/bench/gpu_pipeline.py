@@ -14,39 +14,23 @@ import contextlib
 import json
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median, quantiles
-from typing import Any, Literal
+from statistics import median
+from typing import Any
 
 import numpy as np
 import pycuda.driver as drv
 
-from edged import v2
 from edged.daemon import SWITCH_INTERVAL_S
-from edged.errors import EdgedError
-from edged.metrics import Metrics
-from edged.protocol import HEADER_LENGTH, OCTET_STREAM, Topics
-from edged.recipe import InputSpec, OutputSpec
-from edged.runners import TensorSpec, warm_up
+from edged.runners import TensorSpec
 from edged.runners.tensorrt import TensorRTRunner
-from edged.serve.admit import Admission
-from edged.serve.batch import WaitingRoom
-from edged.serve.decode import Decoder, Limits
-from edged.serve.devices import LEAD_S
-from edged.serve.gpu import Device, DevicePorts, Served
-from edged.serve.pipeline import Pipeline, Sender, Watchers
-from edged.serve.request import Arrival, LinkUp, Receipt, Reply, ReplyFormat
-from edged.serve.timer import BatchTimer
 from tests.bench.gpu_lanes import lanes_loop
 from tests.bench.gpu_networks import CLASSES, LARGE, MEDIUM, Network, network_plan
+from tests.bench.path import BATCH, RequestPath, request_of
 
-BATCH = 32
 SAMPLES = int(sys.argv[2]) if len(sys.argv) > 2 else BATCH
 SECONDS = 2.0
-TOPICS = Topics("edged/v1", "bench")
 HAMMER = """
 import pycuda.driver as drv, sys
 drv.init(); context = drv.Device(0).retain_primary_context(); context.push()
@@ -61,17 +45,6 @@ loop.run(rows, 600)
 """
 
 
-class Model:
-    """What the decoder asks of a model."""
-
-    def __init__(self, network: Network) -> None:
-        sample = (network.tokens, network.width)
-        self.input = (InputSpec(name="x", datatype="FP32", shape=sample),)
-        self.output = (OutputSpec(name="y", shape=(CLASSES,)),)
-        self.slo_ms = 60_000.0
-        self.freshness: Literal["all", "latest"] = "all"
-
-
 def make_runner(network: Network, plan: bytes, device: str) -> TensorRTRunner:
     """Ready to run."""
     spec = TensorSpec("x", np.dtype(np.float32), (network.tokens, network.width))
@@ -79,124 +52,16 @@ def make_runner(network: Network, plan: bytes, device: str) -> TensorRTRunner:
     return TensorRTRunner(plan, [spec], [out], BATCH, device=device, sizes=(1, 8, BATCH))
 
 
-class RequestPath:
-    """The request path over some devices, fed in process."""
-
-    def __init__(self, network: Network, runners: dict[str, TensorRTRunner]) -> None:
-        model = Model(network)
-        curves = {name: warm_up(runner, (1, 8, BATCH)) for name, runner in runners.items()}
-        self.room = WaitingRoom({}, Admission(100_000).refusal)
-        self.pipeline = Pipeline(
-            Decoder(TOPICS, {"m": model}.get, limits=Limits(max_request_bytes=64 << 20)),
-            {"m": ReplyFormat("bench")},
-            self.room,
-            Metrics(),
-            Watchers(lambda _outcome, _status: None, lambda _change: None),
-            dead_topic=TOPICS.dead,
-        )
-        self.done = {name: [0, 0.0] for name in runners}
-        devices = []
-        for name, runner in runners.items():
-            devices.append(Device(name, {"m": Served(runner, model.input)}, self._ports()))
-            self.room.add_device(name, runner.lanes, {}, LEAD_S)
-        self.room.set_model("m", {n: BatchTimer(curve, BATCH) for n, curve in curves.items()})
-        self.sent: dict[int, float] = {}
-        self.latencies: list[float] = []
-        self.free = threading.Semaphore(0)
-        self.numbers = 0
-        self.pipeline.start(Sender(self._publish, lambda _receipt: True), devices)
-        self.pipeline.link_changed(
-            LinkUp(1, session_present=False, window=1000, max_packet_bytes=0)
-        )
-        self.slots = 4 * BATCH // SAMPLES * sum(runner.lanes for runner in runners.values())
-
-    def _ports(self) -> DevicePorts:
-        def completed(device: str, model: str, samples: int, service_s: float) -> None:
-            self.done[device][0] += samples
-            self.done[device][1] += service_s
-            self.room.completed(device, model, samples, service_s)
-
-        return DevicePorts(
-            take=self.room.take,
-            completed=completed,
-            done=self.pipeline.done,
-            put_back=self.room.put_back,
-            failed=_give_up,
-            renew=_nothing,
-        )
-
-    def _publish(self, reply: Reply) -> int:
-        if dict(reply.user).get("status") != "200":
-            raise RuntimeError(reply.payload[:300].decode("ascii", "replace"))
-        self.latencies.append(time.perf_counter() - self.sent.pop(int(reply.correlation or b"0")))
-        self.free.release()
-        return 1
-
-    def run(self, body: bytes, header: int, seconds: float) -> dict[str, Any]:
-        """Saturates the path; samples/s, busy share of each device, latency."""
-        self.latencies.clear()
-        for counts in self.done.values():
-            counts[:] = [0, 0.0]
-        for _ in range(self.slots):
-            self.free.release()
-        begun, sent = time.perf_counter(), 0
-        while time.perf_counter() - begun < seconds:
-            self.free.acquire()
-            self.numbers += 1
-            self.sent[self.numbers] = time.perf_counter()
-            self.pipeline.arrived(
-                Arrival(
-                    topic=TOPICS.infer("m"),
-                    payload=body,
-                    receipt=Receipt(1, 0, 0, 0),
-                    received=time.monotonic(),
-                    response_topic=TOPICS.reply("c"),
-                    correlation=str(self.numbers).encode(),
-                    content_type=OCTET_STREAM,
-                    user={HEADER_LENGTH: str(header)},
-                )
-            )
-            sent += 1
-        for _ in range(self.slots):
-            self.free.acquire()
-        wall = time.perf_counter() - begun
-        return {
-            "samples_s": sent * SAMPLES / wall,
-            "share": {
-                name: round(count / (sent * SAMPLES), 3) for name, (count, _) in self.done.items()
-            },
-            "busy": {name: round(busy / wall, 3) for name, (_, busy) in self.done.items()},
-            "p50_ms": median(self.latencies) * 1e3,
-            "p99_ms": quantiles(self.latencies, n=100)[98] * 1e3,
-        }
-
-    def close(self) -> None:
-        """Ends the threads."""
-        self.pipeline.stop()
-
-
-def _give_up(device: str, error: EdgedError) -> None:
-    raise RuntimeError(f"{device}: {error}")
-
-
-def _nothing(_device: str) -> None:
-    pass
-
-
 def body_of(network: Network) -> tuple[Any, bytes, int]:
     """Rows of a whole batch, and a request with the first of them."""
-    shape = (BATCH, network.tokens, network.width)
-    rows = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    tensor = v2.Tensor("x", rows[:SAMPLES])
-    body, header = v2.write_request(v2.InferRequest(inputs=(tensor,)))
-    return rows, body, header or 0
+    return request_of((network.tokens, network.width), SAMPLES)
 
 
 def measure(network: Network, plan: bytes, devices: list[str], rounds: int = 3) -> dict[str, Any]:
     """Path and bare loop in turn, on the same runners."""
     rows, body, header = body_of(network)
     runners = {name: make_runner(network, plan, name) for name in devices}
-    path = RequestPath(network, runners)
+    path = RequestPath((network.tokens, network.width), runners, SAMPLES)
     path.run(body, header, 0.5)
     results, bare = [], []
     for _ in range(rounds):

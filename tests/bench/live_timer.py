@@ -51,6 +51,7 @@ from edged.simulate.device import Rules, simulate
 from edged.simulate.summary import summarize
 from tests.bench.gpu_networks import CLASSES, Network
 from tests.bench.live_setups import SIZES, Setup, onnx_setup, tensorrt_setup
+from tests.doubles.turns import Turns
 
 TOPICS = Topics("edged/v1", "bench")
 LOADS = (0.1, 0.3, 0.5, 0.7)
@@ -124,7 +125,10 @@ class OneDevice:
         self.room.set_model("m", {"one": self.timer})
         up = LinkUp(1, session_present=False, window=1000, max_packet_bytes=0)
         self.pipeline.link_changed(up)
-        self.pipeline.start(Sender(self._publish, lambda _receipt: True), [device])
+        self._turns = Turns()
+        sender = Sender(self._publish, lambda _receipt: True, self._turns.wake)
+        self.pipeline.start(sender, [device])
+        self._turns.start(self.pipeline)
         tensor = np.zeros((1, setup.network.tokens, setup.network.width), np.float32)
         request = v2.InferRequest(inputs=(v2.Tensor("x", tensor),))
         self._body, self._header = v2.write_request(request)
@@ -180,6 +184,7 @@ class OneDevice:
                     user={HEADER_LENGTH: str(self._header)},
                 )
             )
+            self._turns.wake()
         until = time.monotonic() + 10.0
         while self.pipeline.outstanding and time.monotonic() < until:
             time.sleep(0.005)
@@ -189,6 +194,7 @@ class OneDevice:
         """Ends the threads."""
         self._ended.set()
         self._tuner.join(10.0)
+        self._turns.stop()
         self.pipeline.stop()
 
 

@@ -13,7 +13,7 @@ from edged.serve.mqtt import BrokerLink, LinkHandlers
 from edged.serve.request import Arrival, LinkDown, LinkUp
 from edged.settings import BrokerSettings
 from tests.doubles.broker import Mosquitto
-from tests.doubles.wire import WAIT_S
+from tests.doubles.wire import WAIT_S, Address
 
 TOPIC = "edged/v1/dev/infer/m"
 FILTERS = ("edged/v1/dev/infer/+", "edged/v1/dev/infer/+/+", "edged/v1/dev/infer/+/rq/+/+")
@@ -75,7 +75,7 @@ class Heard:
         return [change for _, change in self.changes if isinstance(change, LinkDown)]
 
 
-def settings(broker: Mosquitto, **more: object) -> BrokerSettings:
+def settings(broker: Address, **more: object) -> BrokerSettings:
     """Short pauses; everything else as by default."""
     values = {"host": broker.host, "port": broker.port, "backoff_min_s": 0.05, "backoff_max_s": 0.2}
     return BrokerSettings.model_validate(values | more)
@@ -83,7 +83,7 @@ def settings(broker: Mosquitto, **more: object) -> BrokerSettings:
 
 @contextmanager
 def running(
-    broker: Mosquitto, metrics: Metrics | None = None, *, client_id: str = "edged-dev",
+    broker: Address, metrics: Metrics | None = None, *, client_id: str = "edged-dev",
     **more: object,
 ) -> Iterator[tuple[BrokerLink, Heard]]:  # fmt: skip
     """A link that was started; stopped in order at the end."""

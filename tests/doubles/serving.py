@@ -33,6 +33,7 @@ from edged.serve.request import (
 )
 from edged.serve.timer import BatchTimer
 from tests.doubles.runner import WAIT_S, ScriptedRunner
+from tests.doubles.turns import Turns
 
 TOPICS = protocol.Topics("edged/v1", "dev")
 REPLY = TOPICS.reply("me")
@@ -105,8 +106,22 @@ class ScriptedLink:
         self._undelivered: list[int] = []
         self._mids = itertools.count(1)
         self._changed = threading.Condition()
+        self._turns = Turns()
 
     # -------------------------------------------------------------- the pipeline's side
+
+    def wake(self) -> None:
+        """Has the pipeline take its turn, on a thread of the link's own as with the real one."""
+        self._turns.wake()
+
+    def start(self) -> None:
+        """Starts the thread."""
+        assert self.pipeline is not None  # wired by `Serving`
+        self._turns.start(self.pipeline)
+
+    def stop(self) -> None:
+        """Ends the thread after its last turn."""
+        self._turns.stop()
 
     def publish(self, reply: Reply) -> int | None:
         """Takes QoS 1 always, QoS 0 with a connection."""
@@ -135,6 +150,7 @@ class ScriptedLink:
         assert self.pipeline is not None  # wired by `Serving`
         while self._undelivered:
             self.pipeline.delivered(self._undelivered.pop(0))
+        self.wake()
 
     # -------------------------------------------------------------- the test's side
 
@@ -144,6 +160,7 @@ class ScriptedLink:
         with self._changed:
             for _ in range(count):
                 self.pipeline.delivered(self._undelivered.pop(0))
+            self.wake()
 
     def up(self, window: int = 100) -> None:
         """A connection stands; an automatic broker acknowledges what was sent meanwhile."""
@@ -153,6 +170,7 @@ class ScriptedLink:
             self._order = 0
             self.is_up = True
             self.pipeline.link_changed(LinkUp(self.epoch, True, window, 0))  # noqa: FBT003  # a field
+            self.wake()
             if self.automatic:
                 self._deliver_all()
 
@@ -162,6 +180,7 @@ class ScriptedLink:
         with self._changed:
             self.is_up = False
             self.pipeline.link_changed(LinkDown(self.epoch, "scripted"))
+            self.wake()
 
     def receipt(self, qos: int) -> Receipt:
         """Of the next arrival; `taken` gives it its number."""
@@ -240,6 +259,7 @@ class Serving:
         trace: TracebackType | None,
     ) -> None:
         self.runner.release()
+        self.link.stop()
         self.pipeline.stop()
         self.runner.close()
 
@@ -256,9 +276,13 @@ class Serving:
         )
         device = Device("scripted", served, ports)
         self.room.add_device(device.name, device.lanes)
-        self.pipeline.start(sender or Sender(self.link.publish, self.link.acknowledge), [device])
         if sender is None:
+            self.link.start()
+            sender = Sender(self.link.publish, self.link.acknowledge, self.link.wake)
+            self.pipeline.start(sender, [device])
             self.link.up()
+        else:
+            self.pipeline.start(sender, [device])
 
     def arrive(self, payload: bytes, *, qos: int = 1, **properties: Any) -> bool:
         """A request comes in; properties are fields of `Arrival`."""
@@ -278,6 +302,7 @@ class Serving:
         )
         if taken:
             self.link.taken(receipt)
+        self.link.wake()
         return taken
 
 

@@ -148,7 +148,9 @@ class Site:
         for event in self.devices.load():
             self._event(event)
         running = self.devices.start(self.pipeline.done)
-        self.pipeline.start(Sender(self.link.publish, self.link.acknowledge), running)
+        self.link.start()
+        sender = Sender(self.link.publish, self.link.acknowledge, self.link.wake)
+        self.pipeline.start(sender, running)
         self.link.up(window=10_000)
         return self
 
@@ -162,6 +164,7 @@ class Site:
         for runner in runners:
             if isinstance(runner, ScriptedRunner):
                 runner.release()
+        self.link.stop()
         self.pipeline.stop()
         for runner in runners:
             runner.close()
@@ -191,6 +194,7 @@ class Site:
                 **(fields | properties),
             )
         )
+        self.link.wake()
 
     def _event(self, event: Event) -> None:
         with self._changed:

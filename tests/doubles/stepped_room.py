@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +18,7 @@ from edged.latency import LatencyCurve
 from edged.serve.admit import Admission
 from edged.serve.batch import WaitingRoom
 from edged.serve.request import Batch, Priority, Receipt, ReplyTo, Request, Work
+from edged.serve.sleepers import Sleepers
 from edged.serve.timer import BatchTimer
 
 MODEL = "m"
@@ -36,7 +36,7 @@ class WouldSleepError(Exception):
         self.timeout_s = math.inf if timeout_s is None else timeout_s
 
 
-class _Condition(threading.Condition):
+class _Condition(Sleepers):
     """Raises instead of waiting, and keeps whether somebody was called."""
 
     called = False

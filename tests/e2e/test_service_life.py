@@ -195,7 +195,7 @@ def test_sigterm_drains_what_was_accepted(
     3. What came too late was left to the broker, and the next run answers it.
     """
     wanted = {b"%d" % n for n in range(200)}
-    body = request_body(model_folders, samples=8)
+    body = request_body(model_folders, samples=4)  # all of them fit into the queue
     with connected(broker) as client:
         with serving(installed, model_folders, broker, tmp_path) as service:
             client.wait_state("online")
@@ -204,7 +204,9 @@ def test_sigterm_drains_what_was_accepted(
             answers = [client.replies.get(timeout=WAIT_S)]
             service.send_signal(signal.SIGTERM)
             assert service.wait(WAIT_S) == 0, log(tmp_path)
+        client.wait_state("offline")
         with serving(installed, model_folders, broker, tmp_path) as service:
+            client.wait_state("online")  # a signal before that ends it at once
             answers += [client.replies.get(timeout=WAIT_S) for _ in range(len(wanted) - 1)]
             service.send_signal(signal.SIGTERM)
             assert service.wait(WAIT_S) == 0, log(tmp_path)

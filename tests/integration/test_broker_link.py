@@ -126,7 +126,9 @@ def test_a_packet_above_our_maximum_is_not_delivered(broker: Mosquitto) -> None:
 def test_nagles_algorithm_is_off(broker: Mosquitto) -> None:
     """The connection has TCP_NODELAY set, or small replies would be held back up to 40 ms."""
     with subscribed(broker) as (link, _):
-        sock = link._client.socket()
+        connection = link._out.connection
+        assert connection is not None
+        sock = getattr(connection._stream, "_socket", None)
         assert isinstance(sock, socket.socket)
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
 

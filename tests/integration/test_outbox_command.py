@@ -134,7 +134,7 @@ def test_export_writes_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_an_export_is_its_owners_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A file that was there and others could read is emptied and closed to them; no link is used."""
+    """A file that was there and open to others is emptied and closed to them; links are refused."""
     with running(tmp_path / "outbox") as it:
         fill(it)
     file, link = tmp_path / "all.jsonl", tmp_path / "link"

@@ -12,8 +12,10 @@ import time
 from typing import Any
 
 import numpy as np
+import pytest
 
 from edged.errors import EngineError
+from edged.serve.intake import CHEAP_BYTES
 from tests.doubles.runner import WAIT_S, ScriptedRunner, expected
 from tests.doubles.serving import MODEL, REPLY, TOPICS, Load, ScriptedModel, Serving, body
 
@@ -186,17 +188,22 @@ def test_a_deadline_that_passes_while_the_device_is_busy_is_answered_at_once() -
     assert serving.runner.batches == [1]
 
 
-def test_a_newer_frame_supersedes_the_one_that_waits() -> None:
-    """It is answered at once, while the device is busy; what runs is not touched."""
+@pytest.mark.parametrize("note", ["", "x" * CHEAP_BYTES], ids=["small", "large"])
+def test_a_newer_frame_supersedes_the_one_that_waits(note: str) -> None:
+    """It is answered at once, while the device is busy; what runs is not touched.
+
+    So it is where the link's thread decodes, and where an intake thread decodes what is large.
+    """
     latest = Load(decoder_models={MODEL: ScriptedModel(freshness="latest")})
     frame: dict[str, Any] = {"user": {"source": "cam-1"}}
+    more = {"parameters": {"note": note}}
     with Serving(ScriptedRunner(held=True), load=latest) as serving:
-        serving.arrive(body([[1, 1, 1]]), correlation=b"runs", **frame)
+        serving.arrive(body([[1, 1, 1]], **more), correlation=b"runs", **frame)
         serving.runner.wait_running(1)
-        serving.arrive(body([[2, 2, 2]]), correlation=b"old", **frame)
-        serving.arrive(body([[3, 3, 3]]), correlation=b"other", user={"source": "cam-2"})
-        serving.arrive(body([[4, 4, 4]]), correlation=b"nameless")
-        serving.arrive(body([[5, 5, 5]]), correlation=b"new", **frame)
+        serving.arrive(body([[2, 2, 2]], **more), correlation=b"old", **frame)
+        serving.arrive(body([[3, 3, 3]], **more), correlation=b"other", user={"source": "cam-2"})
+        serving.arrive(body([[4, 4, 4]], **more), correlation=b"nameless")
+        serving.arrive(body([[5, 5, 5]], **more), correlation=b"new", **frame)
         (sent,) = serving.link.wait_sent(1)
         assert (sent.reply.correlation, sent.status, sent.code) == (b"old", "409", "superseded")
         assert sent.json()["retryable"] is False

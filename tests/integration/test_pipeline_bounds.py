@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from edged.serve.intake import ARRIVALS
 from edged.serve.mqtt import BrokerLink, LinkHandlers
-from edged.serve.pipeline import ARRIVALS, BACKLOG, SLOTS, Sender
+from edged.serve.pipeline import BACKLOG, SLOTS, Sender
 from edged.serve.request import Arrival
 from edged.settings import BrokerSettings
 from tests.doubles.broker import Mosquitto
@@ -82,7 +83,7 @@ def test_a_broker_that_takes_no_replies_holds_intake_back() -> None:
         for _ in range(total):
             assert serving.arrive(BAD)
         wait_until_held(serving)
-        waiting = serving.pipeline._arrivals.qsize()
+        waiting = serving.pipeline._intake.waiting
         assert waiting >= total - BACKLOG - 2 * SLOTS - 2
         link.automatic = True
         link.up(window=50)
@@ -171,11 +172,16 @@ def linked(
         TOPICS.status,
         TOPICS.subscriptions,
         LinkHandlers(
-            arrive, pipeline.delivered, pipeline.link_changed, lambda state, _: state.encode()
+            arrive,
+            pipeline.delivered,
+            pipeline.link_changed,
+            lambda state, _: state.encode(),
+            pipeline.turn,
+            pipeline.settled,
         ),
         serving.metrics,
     )
-    serving.start(Sender(link.publish, link.acknowledge))
+    serving.start(Sender(link.publish, link.acknowledge, link.wake))
     link.start()
     try:
         yield

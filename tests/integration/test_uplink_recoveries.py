@@ -81,7 +81,7 @@ def test_a_reason_that_cannot_be_stored_ends_nothing(broker: Mosquitto, tmp_path
 
 def test_a_document_of_thousands_of_keys_costs_no_connection(tmp_path: Path) -> None:
     """Its refusal fits into what the broker takes; reports go on, and a good document is taken."""
-    config = {f"a{number}": {} for number in range(16_000)}
+    config: dict[str, object] = {f"a{number}": {} for number in range(16_000)}
     with (
         Mosquitto(tmp_path / "broker", ["max_packet_size 230000"]) as broker,
         Cloud(broker, TOPICS) as cloud,

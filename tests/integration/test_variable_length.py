@@ -27,6 +27,7 @@ from edged.serve.request import Arrival, LinkUp, Receipt, Reply
 from edged.settings import ServeSettings
 from tests.doubles.engines import averager, install_averager
 from tests.doubles.runner import WAIT_S
+from tests.doubles.turns import Turns
 
 TOPICS = protocol.Topics("edged/v1", "dev")
 NAME = "averager"
@@ -45,8 +46,9 @@ class Site:
         notice = Notice(lambda _event: None, lambda: None, lambda _where, _done, _total: None)
         self.devices = Devices(self.host, self.room, self.metrics, notice)
         self.events = self.devices.load()
+        self.decoder = Decoder(TOPICS, self.host.manifest)
         self.pipeline = Pipeline(
-            Decoder(TOPICS, self.host.manifest),
+            self.decoder,
             self.devices.formats,
             self.room,
             self.metrics,
@@ -55,6 +57,7 @@ class Site:
         )
         self._replies: dict[str, Reply] = {}
         self._came = threading.Condition()
+        self._turns = Turns()
 
     def start(self) -> None:
         """Starts all threads."""
@@ -64,7 +67,9 @@ class Site:
         """Starts the threads of devices that are registered."""
         up = LinkUp(1, session_present=False, window=100, max_packet_bytes=0)
         self.pipeline.link_changed(up)  # first, or answers of QoS 0 would have nowhere to go
-        self.pipeline.start(Sender(self._publish, lambda _receipt: True), running)
+        sender = Sender(self._publish, lambda _receipt: True, self._turns.wake)
+        self.pipeline.start(sender, running)
+        self._turns.start(self.pipeline)
 
     def _publish(self, reply: Reply) -> int:
         with self._came:
@@ -75,6 +80,7 @@ class Site:
     def ask(self, name: str, *rows: list[list[float]]) -> None:
         """A request comes in; see `arrival`."""
         self.pipeline.arrived(arrival(name, *rows))
+        self._turns.wake()
 
     def answer(self, name: str) -> dict[str, Any]:
         """The answer to a request."""
@@ -89,6 +95,7 @@ class Site:
 
     def close(self) -> None:
         """Ends everything."""
+        self._turns.stop()
         self.pipeline.stop()
         for model in self.host.models.values():
             model.close()
@@ -144,7 +151,8 @@ def test_a_batch_holds_one_bucket(site: Site) -> None:
     """Requests of lengths 1 to 3 run together, one of length 4 by itself; padding is counted."""
     running = site.devices.start(site.pipeline.done)
     for name, length in (("a", 1), ("b", 3), ("c", 4), ("d", 2)):
-        site.pipeline._take_in(arrival(name, [[1.0, 1.0]] * length))  # all wait before it looks
+        request = site.decoder.decode(arrival(name, [[1.0, 1.0]] * length))
+        site.room.put(request)  # all wait before the device looks
     site.run(running)
 
     assert [site.answer(name)["batch"] for name in "abcd"] == [3, 3, 1, 3]

@@ -49,6 +49,17 @@ def test_a_price_is_set_for_one_queue_or_all_of_a_device() -> None:
     assert room.scales() == {"gpu": {"m": 1.0, "n": 1.0}}
 
 
+def test_an_slo_is_set_for_all_timers_of_a_model() -> None:
+    """After a reload; models that are not named keep theirs."""
+    clock = Clock()
+    room = room_with(("m", "m:32", "n"), clock)
+
+    room.set_slos({"m": 0.05})
+
+    told = [task.slo_s for _, task in room.tunings()]
+    assert told == [0.05, 0.05, math.inf]
+
+
 def test_a_choice_made_outside_the_lock_is_gone_by() -> None:
     """A copy goes out for each queue with a finite price, and the choice comes back."""
     clock = Clock()

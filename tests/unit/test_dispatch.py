@@ -30,7 +30,13 @@ def test_background_is_kept_as_short_as_an_urgent_request_can_bear() -> None:
     """2 ms of setup and 0.25 ms a sample: 4 ms leave room for 8 samples."""
     assert blocking_cap(LINE, 32, 0.0040001, rate=0.0) == 8
     assert blocking_cap(LINE, 32, 1.0, rate=0.0) == 32
-    assert blocking_cap(LINE, 32, -1.0, rate=0.0) == 1
+    assert blocking_cap(LINE, 32, 0.0023, rate=0.0) == 1
+
+
+def test_an_urgent_request_that_nobody_could_meet_caps_nothing() -> None:
+    """Not even a batch of one leaves it time: smaller batches would help nobody."""
+    assert blocking_cap(LINE, 32, 0.0022, rate=0.0) == 32
+    assert blocking_cap(LINE, 32, -1.0, rate=0.0) == 32
 
 
 def test_a_cap_never_lets_requests_pile_up() -> None:

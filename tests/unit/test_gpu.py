@@ -4,131 +4,26 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from edged.errors import DeviceFaultError, EdgedError, EngineError, ExpiredError
-from edged.recipe import InputSpec
+from edged.errors import ExpiredError
 from edged.runners import Array
-from edged.serve.gpu import Device, DevicePorts, Done, Served, expired, nonfinite
-from edged.serve.request import Batch, Part, Priority, Receipt, ReplyTo, Request, Timings, Work
+from edged.serve.gpu import Device, Done, Served, expired, nonfinite
+from edged.serve.request import Batch, Part, Timings, Work
+from tests.doubles.around_device import (
+    INPUT,
+    MODEL,
+    PATIENCE_S,
+    Completed,
+    part,
+    ports,
+    running,
+)
 from tests.doubles.runner import ScriptedRunner, expected
-
-MODEL = "m"
-PATIENCE_S = 30.0
-INPUT = (InputSpec(name="x", datatype="FP32", shape=(3,)),)
-
-
-@dataclass(frozen=True)
-class Completed:
-    """The lane is free."""
-
-    samples: int
-    service_s: float
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The device is to be taken out."""
-
-    error: EdgedError
-
-
-@dataclass(frozen=True)
-class Again:
-    """Parts that shall run again."""
-
-    parts: tuple[Part, ...]
-
-
-@dataclass(frozen=True)
-class Renew:
-    """The device is to be renewed."""
-
-
-Told: TypeAlias = Completed | Failed | Again | Renew | Done
-One = TypeVar("One", Completed, Failed, Again, Renew, Done)
-
-
-class Around:
-    """Everything around one device: gives it work by hand, and keeps what it tells in order."""
-
-    def __init__(self, served: Served) -> None:
-        self._works: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-        self._told: queue.SimpleQueue[Told] = queue.SimpleQueue()
-        ports = DevicePorts(
-            take=lambda _device: self._works.get(),
-            completed=lambda _device, _model, n, seconds: self._told.put(Completed(n, seconds)),
-            done=self._told.put,
-            put_back=lambda parts: self._told.put(Again(tuple(parts))),
-            failed=lambda _device, error: self._told.put(Failed(error)),
-            renew=lambda _device: self._told.put(Renew()),
-        )
-        self.device = Device("cpu", {MODEL: served}, ports)
-
-    def give(self, *parts: Part, **more: Any) -> None:
-        """A batch of these."""
-        samples = sum(part.samples for part in parts)
-        self._works.put(Work(Batch(MODEL, parts, samples, "count", 0.0), **more))
-
-    def give_work(self, work: Work | None) -> None:
-        """Any work; None ends the thread."""
-        self._works.put(work)
-
-    def told(self, kind: type[One]) -> One:
-        """The next thing that it told, which must be of this kind."""
-        thing = self._told.get(timeout=PATIENCE_S)
-        assert isinstance(thing, kind), thing
-        return thing
-
-    def silent(self) -> bool:
-        """Whether nothing else was told."""
-        return self._told.empty()
-
-
-def ports(
-    works: queue.SimpleQueue[Work | None],
-    told: queue.SimpleQueue[Done],
-    renew: Callable[[str], None] = lambda _device: None,
-) -> DevicePorts:
-    """Of a device that gets these works and tells of what ended."""
-    return DevicePorts(
-        take=lambda _device: works.get(),
-        completed=lambda _device, _model, _samples, _seconds: None,
-        done=told.put,
-        put_back=lambda _parts: None,
-        failed=lambda _device, _error: None,
-        renew=renew,
-    )
-
-
-@contextmanager
-def running(served: Served) -> Iterator[Around]:
-    """A device whose thread runs until the block ends."""
-    around = Around(served)
-    around.device.thread.start()
-    try:
-        yield around
-    finally:
-        around.give_work(None)
-        around.device.thread.join(PATIENCE_S)
-        served.runner.close()  # so that it has told everything
-        assert not around.device.thread.is_alive()
-
-
-def part(*rows: float, attempt: int = 0, received: float = 0.0) -> Part:
-    """A request of one sample for each number."""
-    x = np.array([[row, 0, 1] for row in rows], np.float32)
-    request = Request(
-        MODEL, "", len(rows), {"x": x}, 1e9, Priority.NORMAL, received,
-        ReplyTo("r", None, 0), Receipt(1, 0, 0, 0),
-    )  # fmt: skip
-    return Part(request, 0, len(rows), attempt)
 
 
 def answer(*rows: float) -> dict[str, Array]:
@@ -149,11 +44,6 @@ def runner() -> Iterator[ScriptedRunner]:
     yield with_four
     with_four.release()
     with_four.close()
-
-
-def failing(error: EdgedError) -> ScriptedRunner:
-    """Fails on each batch."""
-    return ScriptedRunner(4, fault=lambda _number, _inputs: error)
 
 
 # ------------------------------------------------------------------ a batch
@@ -255,116 +145,21 @@ def test_what_runs_can_be_seen(runner: ScriptedRunner) -> None:
     runner.hold()
     with running(Served(runner, INPUT)) as around:
         assert around.device.running_s(1e9) == 0
+        idle_s, busy_s = around.device.occupied(1e9)
+        assert idle_s > 1e6 > busy_s == 0
         around.give(part(1))
         runner.wait_running(1)
 
         assert around.device.running_s(1e9) > 0
+        idle_s, busy_s = around.device.occupied(1e9)
+        assert busy_s > 1e6 > idle_s == 0
         assert repr(around.device) == "<Device cpu: 1 batches running>"
         runner.release()
         around.told(Completed)
         assert around.device.running_s(1e9) == 0
+        idle_s, busy_s = around.device.occupied(1e9)
+        assert idle_s > 1e6 > busy_s > 0  # what was busy stays counted
         assert around.device.lanes == 1
-
-
-# ------------------------------------------------------------------ faults
-
-
-def test_an_engine_s_error_is_the_request_s_answer() -> None:
-    """The device is sound: it is not taken out, and nothing runs again."""
-    error = EngineError("it does not like this")
-    with running(Served(failing(error), INPUT)) as around:
-        around.give(part(1))
-
-        assert around.told(Completed) == Completed(1, 0.0)
-        done = around.told(Done)
-        assert (done.error, dict(done.outputs)) == (error, {})
-    assert around.silent()
-
-
-def test_a_device_s_fault_takes_it_out_and_the_batch_runs_again() -> None:
-    """In this order: out, lane free, back into the room; nobody is answered yet."""
-    error = DeviceFaultError("an illegal memory access was encountered")
-    parts = (part(1, 2), part(3))
-    with running(Served(failing(error), INPUT)) as around:
-        around.give(*parts)
-
-        assert around.told(Failed).error is error
-        assert around.told(Again).parts == parts
-        assert around.told(Completed) == Completed(3, 0.0)
-    assert around.silent()
-
-
-def test_what_has_failed_twice_is_answered() -> None:
-    """A part on its second attempt ends with the fault; its company runs once more."""
-    error = DeviceFaultError("an illegal memory access was encountered")
-    old, new = part(1, attempt=1), part(2)
-    with running(Served(failing(error), INPUT)) as around:
-        around.give(old, new)
-
-        around.told(Failed)
-        assert around.told(Again).parts == (new,)
-        around.told(Completed)
-        done = around.told(Done)
-
-    assert (done.parts, done.error) == ((old,), error)
-
-
-def test_a_retry_asks_to_be_renewed(runner: ScriptedRunner) -> None:
-    """And the device goes on with the models that it is given."""
-    with running(Served(runner, INPUT, version="old")) as around:
-        around.give_work(Work(None, retry=True))
-        around.told(Renew)
-        around.device.renew({MODEL: Served(runner, INPUT, version="new")})
-        around.give(part(1))
-        around.told(Completed)
-
-        assert around.told(Done).version == "new"
-
-
-def test_while_it_is_renewed_the_device_goes_on() -> None:
-    """What expires meanwhile is told of, and its thread ends only after the renewal."""
-    renewing, go_on = threading.Event(), threading.Event()
-    works: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-    told: queue.SimpleQueue[Done] = queue.SimpleQueue()
-
-    def renew(_device: str) -> None:
-        renewing.set()
-        assert go_on.wait(PATIENCE_S)
-
-    device = Device("cpu", {}, ports(works, told, renew))
-    device.thread.start()
-    works.put(Work(None, retry=True))
-    assert renewing.wait(PATIENCE_S)
-    works.put(Work(None, (part(1),)))
-
-    assert isinstance(told.get(timeout=PATIENCE_S).error, ExpiredError)
-    assert device.dead() is None
-    works.put(None)
-    go_on.set()
-    device.thread.join(PATIENCE_S)
-    assert device.dead() == "gpu-cpu"
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_renewal_that_dies_is_noticed() -> None:
-    """As a fault of ours in any other thread is; the device's own thread still lives."""
-    works: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
-    told: queue.SimpleQueue[Done] = queue.SimpleQueue()
-    dying: list[threading.Thread] = []
-
-    def renew(_device: str) -> None:
-        dying.append(threading.current_thread())
-        raise RuntimeError("a fault of ours")
-
-    device = Device("cpu", {}, ports(works, told, renew))
-    device.thread.start()
-    works.put(Work(None, (part(1),), retry=True))
-    told.get(timeout=PATIENCE_S)
-    dying[0].join(PATIENCE_S)
-
-    assert device.dead() == "renew-cpu"
-    works.put(None)
-    device.thread.join(PATIENCE_S)
 
 
 # ------------------------------------------------------------------ swap

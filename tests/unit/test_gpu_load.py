@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +16,9 @@ from edged.gpu_load import (
     JetsonSource,
     NoSource,
     NvmlSource,
-    nvml_source,
-    source_of,
+    all_sources,
+    open_sources,
+    throttle_reasons,
 )
 from tests.doubles.jetson_tree import SOCS, JetsonTree
 
@@ -28,10 +30,10 @@ def test_every_soc_is_read(tmp_path: Path, soc: str) -> None:
     tree.set_load(375)
     tree.set_temperature(61.5)
 
-    source = source_of("cuda:0", tmp_path)
+    source = JetsonSource(tmp_path)
 
     load = 0.375 if tree.soc.load else None
-    assert source.read() == GpuLoad(load, 61.5, 103.0, throttled=False, low_power=False)
+    assert source.read() == GpuLoad("gpu.0", load, 61.5, 103.0, throttled=False, low_power=False)
 
 
 @pytest.mark.parametrize("soc", SOCS)
@@ -50,27 +52,33 @@ def test_throttling_and_a_low_power_mode_are_seen(tmp_path: Path, soc: str) -> N
 def test_what_is_not_there_or_nonsense_is_unknown(tmp_path: Path) -> None:
     """Neither an empty tree nor a garbled one gives a number."""
     assert not JetsonSource(tmp_path).found
-    assert JetsonSource(tmp_path).read() == UNKNOWN
+    nothing = GpuLoad("gpu.0")
+    assert JetsonSource(tmp_path).read() == nothing
     tree = JetsonTree(tmp_path, "orin")
     for path in tmp_path.rglob("*"):
         if path.is_file() and path.name != "type":
             path.write_bytes(b"\xff nonsense")
 
-    assert JetsonSource(tree.root).read() == UNKNOWN
+    assert JetsonSource(tree.root).read() == nothing
 
 
 def test_a_cpu_has_no_source(tmp_path: Path) -> None:
     """Even on a Jetson: the load of its GPU says nothing about it."""
     JetsonTree(tmp_path, "orin")
 
-    assert isinstance(source_of("cpu", tmp_path), NoSource)
-    assert source_of("cpu", tmp_path).read() == UNKNOWN
+    assert "cpu" not in all_sources(tmp_path)
+    assert NoSource().read() == UNKNOWN
 
 
 def nvml(**replaced: Any) -> Any:
     """A driver's answers; a value that is an exception is raised."""
     answers = {
         "nvmlInit": None,
+        "nvmlDeviceGetCount": 1,
+        "nvmlDeviceGetName": b"GPU",
+        "nvmlDeviceGetMemoryInfo": SimpleNamespace(used=3, total=8),
+        "nvmlDeviceGetPowerUsage": 250_000,
+        "nvmlDeviceGetTotalEnergyConsumption": 9_000,
         "nvmlDeviceGetHandleByIndex": "gpu",
         "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=42),
         "nvmlDeviceGetTemperature": 66,
@@ -96,7 +104,19 @@ def nvml(**replaced: Any) -> Any:
 
 def test_nvml_is_read() -> None:
     """Utilisation, heat, and clocks that are low for want of work are not throttled."""
-    expected = GpuLoad(0.42, 66, 92, throttled=False, low_power=False)
+    expected = GpuLoad(
+        name="GPU",
+        utilisation=0.42,
+        temperature_c=66,
+        trip_c=92,
+        throttled=False,
+        low_power=False,
+        memory_used_bytes=3,
+        memory_total_bytes=8,
+        power_w=250.0,
+        energy_j=9.0,
+        reasons=(),
+    )
 
     assert NvmlSource(nvml(), "gpu").read() == expected
 
@@ -120,12 +140,92 @@ def test_what_nvml_does_not_support_is_unknown() -> None:
     assert NvmlSource(nvml(**mute), "gpu").read() == UNKNOWN
 
 
-def test_without_a_driver_or_that_gpu_there_is_no_nvml() -> None:
+def test_a_power_cap_is_a_reason_but_no_throttling() -> None:
+    """A busy GPU that is sound runs into its power limit, which costs latency nothing new."""
+    capped = NvmlSource(nvml(nvmlDeviceGetCurrentClocksThrottleReasons=0x4), "gpu").read()
+
+    assert (capped.reasons, capped.throttled) == (("power_cap",), False)
+    assert throttle_reasons(0x1) == ()
+    assert throttle_reasons(0x4 | 0x40) == ("power_cap", "heat_hardware")
+
+
+def modules(**known: Any) -> Callable[[str], Any]:
+    """Imports these; any other is not installed. Dots are underscores."""
+
+    def load(name: str) -> Any:
+        try:
+            return known[name.replace(".", "_")]
+        except KeyError:
+            raise ModuleNotFoundError(name) from None
+
+    return load
+
+
+def test_without_a_driver_or_a_gpu_there_is_no_nvml(tmp_path: Path) -> None:
     """Whichever step fails."""
-    assert nvml_source(0, lambda _name: nvml()) is not None
-    assert nvml_source(0, lambda _name: nvml(nvmlInit=RuntimeError("no driver"))) is None
+    broken = nvml(nvmlInit=RuntimeError("no driver"))
     missing = nvml(nvmlDeviceGetHandleByIndex=RuntimeError("no such GPU"))
-    assert nvml_source(9, lambda _name: missing) is None
+    for found in ({}, {"pynvml": broken}, {"pynvml": missing}):
+        assert dict(open_sources(tmp_path, modules(**found))) == {}
+    assert list(open_sources(tmp_path, modules(pynvml=nvml()))) == ["cuda:0"]
+
+
+def cuda(*buses: str) -> Any:
+    """The driver's binding: GPUs in CUDA's order, by their PCI bus ids."""
+
+    class Device:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        @staticmethod
+        def count() -> int:
+            return len(buses)
+
+        def pci_bus_id(self) -> str:
+            return buses[self.number]
+
+    return SimpleNamespace(init=lambda: None, Device=Device)
+
+
+def test_a_device_is_the_gpu_that_cuda_calls_so(tmp_path: Path) -> None:
+    """CUDA may see others than NVML, or in another order; unknown to NVML, the order counts."""
+    driver = nvml(nvmlDeviceGetCount=2)
+    driver.nvmlDeviceGetHandleByIndex = lambda number: f"index {number}"
+    driver.nvmlDeviceGetHandleByPciBusId = {b"0000:3b:00.0": "second"}.__getitem__
+    driver.nvmlDeviceGetName = str
+
+    def names(*buses: str) -> dict[str, str | None]:
+        load = modules(pynvml=driver, pycuda_driver=cuda(*buses))
+        return {name: source.read().name for name, source in open_sources(tmp_path, load).items()}
+
+    assert names("0000:3b:00.0") == {"cuda:0": "second"}
+    assert names("?", "0000:3b:00.0") == {"cuda:1": "second"}
+    assert names("?") == {"cuda:0": "index 0", "cuda:1": "index 1"}
+    assert names() == {"cuda:0": "index 0", "cuda:1": "index 1"}
+
+
+def test_on_a_jetson_nvml_fills_what_sysfs_does_not_know(tmp_path: Path) -> None:
+    """Thor has no load in sysfs; an Orin's NVML says zero, and its sysfs is right."""
+    for soc, busy, load in (("thor", 42, 0.42), ("orin", 0, 0.375)):
+        tree = JetsonTree(tmp_path / soc, soc)
+        tree.set_load(375)
+        driver = nvml(
+            nvmlDeviceGetUtilizationRates=SimpleNamespace(gpu=busy), nvmlDeviceGetPowerUsage=0
+        )
+
+        found = open_sources(tmp_path / soc, modules(pynvml=driver))
+
+        seen = found["cuda:0"].read()
+        assert (list(found), seen.utilisation, seen.temperature_c) == (["cuda:0"], load, 45.0)
+        assert (seen.energy_j, seen.power_w) == (9.0, None)
+
+
+def test_the_gpus_are_opened_once(tmp_path: Path) -> None:
+    """Whoever asks looks through the same sources."""
+    JetsonTree(tmp_path, "orin")
+
+    assert all_sources(tmp_path) is all_sources(tmp_path)
+    assert list(all_sources(tmp_path)) == ["cuda:0"]
 
 
 def test_a_utilisation_is_believed_once_it_moved_under_our_load() -> None:

@@ -14,7 +14,7 @@ from edged.serve.idle_gaps import FRESH_S, IdleGaps
 def believed() -> IdleGaps:
     """Gaps that have seen an idle and a busy device: at second 0 others used nothing."""
     gaps = IdleGaps()
-    gaps.look(-1.0, 1.0, 0.0, 2.0)
+    gaps.warmed(1.0)
     gaps.look(0.0, 0.0, 2.0, 0.0)
     return gaps
 
@@ -35,10 +35,31 @@ def test_a_look_counts_only_in_a_whole_idle_period() -> None:
 def test_a_source_that_never_moved_is_not_believed() -> None:
     """Zeros whatever runs are no idle neighbour."""
     gaps = IdleGaps()
+    gaps.warmed(None)
+    gaps.warmed(0.0)
     gaps.look(0.0, 0.0, 0.0, 5.0)
-    gaps.look(1.0, 0.0, 5.0, 0.0)
+    gaps.look(1.0, 0.0, 0.0, 6.0)
+    gaps.look(2.0, 0.0, 5.0, 6.0)
 
-    assert gaps.share(1.0, 1.0) is None
+    assert gaps.share(2.0, 1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("busy", "seconds", "known"),
+    [(0.85, 0.25, True), (0.75, 0.25, False), (1.0, 9.0, False)],
+)
+def test_a_source_that_moved_while_batches_filled_a_second_is_believed(
+    busy: float, seconds: float, *, known: bool
+) -> None:
+    """Short gaps between batches, as one lane has them, do no harm; rare looks tell nothing."""
+    gaps = IdleGaps()
+    gaps.look(0.0, 0.1, 2.0, 0.0)
+    for number in range(1, 9):
+        gaps.look(number * seconds, 0.9, 0.0, number * seconds * busy)
+    end = 8 * seconds
+    gaps.look(end + 2, 0.1, 2.0, end * busy)
+
+    assert (gaps.share(end + 2, 1.0) is not None) is known
 
 
 def test_without_fresh_gaps_the_stretch_of_our_batches_tells() -> None:
@@ -56,10 +77,11 @@ def test_without_fresh_gaps_the_stretch_of_our_batches_tells() -> None:
 )
 def test_a_share_is_a_share_or_unknown(looks: list[tuple[float, float, bool]], phi: float) -> None:
     """Whatever a sensor says within its range, or beyond it as no number."""
-    gaps = believed()
+    gaps, total_s = believed(), 0.0
     for number, (utilisation, seconds, busy) in enumerate(looks):
         value = utilisation if not math.isfinite(utilisation) else min(abs(utilisation), 1.0)
-        gaps.look(float(number), value, 0.0 if busy else seconds, seconds if busy else 0.0)
+        total_s += seconds if busy else 0.0
+        gaps.look(float(number), value, 0.0 if busy else seconds, total_s)
 
     share = gaps.share(float(len(looks)), phi)
 

@@ -111,6 +111,18 @@ def test_a_model_is_loaded_on_each_device_and_measured(host: ModelHost) -> None:
     assert repr(host) == "<ModelHost ['picker'], refused []>"
 
 
+def test_the_operator_s_slo_reaches_the_timers(host: ModelHost) -> None:
+    """`serve.slo_ms` is what requests without a deadline get, so the timers go by it too."""
+    serve(host)
+    own = host.models[NAME].manifest.slo_ms
+    assert host.timers("cpu:1")[NAME].slo_s == pytest.approx(own / 1e3)
+
+    host.settings = host.settings.model_copy(update={"slo_ms": {NAME: 12.5}})
+
+    assert host.timers("cpu:1")[NAME].slo_s == pytest.approx(0.0125)
+    assert host.slos_s() == {NAME: pytest.approx(0.0125)}
+
+
 def test_the_engine_that_serves_is_not_loaded_again(host: ModelHost) -> None:
     """None, as long as it is the current one."""
     serve(host)

@@ -33,14 +33,21 @@ def test_what_is_unknown_adds_nothing() -> None:
 
 def test_others_heat_and_power_make_it_dearer() -> None:
     """Each by itself; a device at its trip point adds the whole price of heat."""
-    assert priced(0.0, UNKNOWN, 0.5) == 1.0
-    assert priced(0.0, GpuLoad(temperature_c=82.5), None) == pytest.approx(5.0)
-    assert priced(0.0, GpuLoad(temperature_c=99.0, trip_c=99.0), None) == 10.0
-    assert priced(0.0, GpuLoad(temperature_c=60.0, trip_c=99.0), None) == 0.0
-    assert priced(0.0, GpuLoad(throttled=True), None) == 5.0
-    assert priced(0.0, GpuLoad(throttled=False, low_power=True), None) == 5.0
+    assert priced(2.0, UNKNOWN, 0.5) == 3.0
+    assert priced(2.0, GpuLoad(temperature_c=82.5), None) == pytest.approx(7.0)
+    assert priced(2.0, GpuLoad(temperature_c=99.0, trip_c=99.0), None) == 12.0
+    assert priced(2.0, GpuLoad(temperature_c=60.0, trip_c=99.0), None) == 2.0
+    assert priced(2.0, GpuLoad(throttled=True), None) == 7.0
+    assert priced(2.0, GpuLoad(throttled=False, low_power=True), None) == 7.0
     assert priced(math.inf, GpuLoad(throttled=True), 1.0) == math.inf
     assert priced(MOST, GpuLoad(throttled=True), 1.0) == MOST
+
+
+def test_who_asked_for_latency_alone_gets_it() -> None:
+    """A price of 0 stays 0 on a hot, throttled, shared device in a low power mode."""
+    bad = GpuLoad(temperature_c=99.0, trip_c=99.0, throttled=True, low_power=True)
+
+    assert priced(price_of("latency"), bad, 1.0) == 0.0
 
 
 @given(st.floats(0, MOST), st.one_of(st.none(), st.floats()), st.one_of(st.none(), st.floats()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -15,10 +16,15 @@ from hypothesis import strategies as st
 from edged.cli import main
 from edged.engine_store import EngineStore
 from edged.errors import BadParameterError
+from edged.serve.timer import BatchTimer
+from edged.serve.tuning import EVERY_S
 from edged.simulate import command
-from edged.simulate.capacity import find_capacity
+from edged.simulate.arrivals import Cameras
+from edged.simulate.arrivals import cameras as periodic
+from edged.simulate.capacity import carries, find_capacity
+from edged.simulate.device import Device, Rules, simulate
 from edged.simulate.options import SimulateOptions
-from edged.simulate.summary import Summary
+from edged.simulate.summary import Summary, summarize
 from edged.simulate.workload import parse_curve, plant, workload
 from tests.doubles.engines import install_picker
 
@@ -90,6 +96,50 @@ def test_a_recorded_capture_can_be_asked_about(tmp_path: Path) -> None:
     assert "times the trace's speed" in out
 
 
+@pytest.mark.parametrize(
+    ("said", "slo_ms"),
+    [
+        ({"curve": "0.1+0.01b", "rate": 100_000.0}, 200.0),  # it can do 76,190/s
+        ({"curve": "2+0.25b", "rate": 3_800.0}, 1_000.0),  # 3,200/s
+        ({"curve": "2+0.25b", "rate": 2_000.0, "slow": ("0:9999:2",)}, 60_000.0),  # 1,600/s
+        ({"curve": "2+0.25b", "arrivals": "diurnal", "rate": 2_500.0}, 50.0),  # at noon 4,750/s
+    ],
+)
+def test_what_cannot_be_carried_for_long_is_a_no(
+    tmp_path: Path, said: dict[str, object], slo_ms: float
+) -> None:
+    """However short the run and however long the SLO; and the headroom agrees."""
+    code, out, _ = _ask(tmp_path, **said, cap=32, slo_ms=slo_ms, json=True)
+
+    told = json.loads(out)
+    assert (code, told["carried"]) == (1, False)
+    assert 0 < told["capacity"] < told["load"]
+
+
+def test_the_last_requests_count_by_themselves() -> None:
+    """99.5 % in time, and only 90 % of the last tenth: it gets worse, so it is a no."""
+    fine = _carried(True)
+
+    assert carries(fine)
+    assert not carries(replace(fine, attainment=0.995, last=0.9))
+    assert not carries(replace(fine, offered=1.0))
+
+
+def test_the_timer_is_tuned_as_in_the_daemon(tmp_path: Path) -> None:
+    """Once a second of a run of a hundred: the figures are those of a run with the daemon's rule."""
+    cameras = Cameras(4, 5.0, window_s=0.01)
+    _, out, _ = _ask(
+        tmp_path, curve="2+0.25b", cameras=4, fps=5.0, window_ms=10.0, mode="10", json=True
+    )
+    curve = parse_curve("2+0.25b")
+    timer = BatchTimer(curve, 32, price=10.0)
+    rules = Rules(expire=True, tune=timer.retune, tune_s=EVERY_S)
+
+    ran = simulate(timer, periodic(cameras, 100.0), Device(curve, noise=0.02), rules)
+
+    assert json.loads(out)["policies"]["timer"]["mean_ms"] == summarize(ran).mean_ms
+
+
 def test_a_slow_spell_is_seen_in_the_answer(tmp_path: Path) -> None:
     """Ten times slower for half of the run: no longer in time."""
     asked = {"curve": "2+0.25b", "rate": 900.0, "slo_ms": 25.0}
@@ -151,6 +201,7 @@ def test_charts_are_well_formed(tmp_path: Path) -> None:
         ({"curve": "2+1b", "rate": 1.0, "slow": ("2:1:2",)}, "FROM must be before TO"),
         ({"curve": "2+1b", "rate": 1.0, "slo_ms": 0.0}, "SLO 0 ms"),
         ({"curve": "2+1b", "rate": 1.0, "mode": "quick"}, "mode 'quick'"),
+        ({"curve": "2+1b", "cameras": 1, "dropout": 0.9999}, "requests came, and 20 are needed"),
         ({"curve": "2+1b", "rate": 1.0, "requests": 3}, "3 requests say nothing"),
         ({"model": "nothing", "rate": 1.0}, "nothing"),
         ({"curve": "2+1b", "trace": Path("nothing.csv")}, r"nothing.csv"),

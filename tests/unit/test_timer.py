@@ -216,11 +216,12 @@ def test_a_stepped_curve_takes_full_buckets() -> None:
 
 
 def serve(timer: BatchTimer, batches: int, samples: int, *, late: bool = False) -> None:
-    """So many batches that had been held back; they end late or in time."""
-    waiting = replace(queue(samples, left=0.001 if late else 60.0), oldest=NOW)
+    """So many batches that had been held back; they end in time, or late by what they take more."""
     for _ in range(batches):
+        cautious = timer.cautious_s(samples)
+        waiting = replace(queue(samples, left=1.001 * cautious if late else 60.0), oldest=NOW)
         timer.started(NOW, waiting, Decision(samples, NOW, Reason.TUNER))
-        timer.completed(samples, CURVE(samples))
+        timer.completed(samples, 1.01 * cautious if late else CURVE(samples))
 
 
 def test_waiting_that_does_not_pay_ends() -> None:
@@ -256,6 +257,31 @@ def test_holding_batches_past_their_deadline_ends() -> None:
     serve(timer, 3, 1, late=True)
 
     assert timer.distrusted(NOW)
+
+
+def test_a_deadline_that_nobody_could_meet_is_no_harm() -> None:
+    """At 11 ms a batch, 1 ms is too short with or without waiting: waiting goes on."""
+    timer = warm(math.inf)
+    waiting = replace(queue(1, left=0.001), oldest=NOW)
+    for _ in range(50):
+        timer.started(NOW, waiting, Decision(1, NOW, Reason.DEADLINE))
+        timer.completed(1, CURVE(1))
+
+    assert not timer.distrusted(NOW)
+
+
+def test_a_choice_lives_until_the_tuner_can_be_back() -> None:
+    """5 seconds, or twice the time that it took the last time; never more than two minutes."""
+    timer = warm(2)
+    timer.tuned(NOW - 10, chosen(timer, Setting(5)))
+    assert timer.setting(NOW) is None
+    timer.tuned(NOW - 3, chosen(timer, Setting(5)))
+    assert timer.setting(NOW) is None  # how long the first took is not known
+    timer.tuning(NOW - 3)
+    timer.tuned(NOW + 0.0, chosen(timer, Setting(5)))
+
+    assert timer.setting(NOW + 5.9) is not None
+    assert timer.setting(NOW + 6.1) is None
 
 
 def test_late_alarms_are_allowed_for() -> None:

@@ -115,14 +115,26 @@ def test_a_change_of_pattern_is_followed() -> None:
 
 def test_it_is_due_at_its_time_or_after_a_change() -> None:
     """Every second, or when the rate or the device moved by a quarter."""
-    steady = task(tuple(poisson(1000, 600, 1)))
-    choice = tune(steady)
+    came = poisson(1000, 700, 1)
+    choice, steady = tune(task(tuple(came[:600]))), task(tuple(came[100:]))
 
     assert due(None, steady, 0.0, 1.0)
     assert not due(choice, steady, 0.5, 1.0)
     assert due(choice, steady, 1.0, 1.0)
     assert due(choice, replace(steady, phi=1.3), 0.5, 1.0)
     assert due(choice, task(tuple(poisson(1500, 600, 1))), 0.5, 1.0)
+
+
+def test_it_is_not_due_without_news() -> None:
+    """After the same last arrival never; after a few more only where the price is another one."""
+    came = poisson(1000, 630, 1)
+    before = task(tuple(came[:600]), 2.0)
+    choice, after = tune(before), task(tuple(came[30:]), 2.0)
+
+    assert not due(choice, replace(before, phi=2.0), 60.0, 1.0)
+    assert not due(choice, after, 60.0, 1.0)
+    assert due(choice, replace(after, price=10.0), 60.0, 1.0)
+    assert not due(None, replace(after, trace=after.trace[:99]), 60.0, 1.0)
 
 
 def test_the_caller_may_pause_between_candidates() -> None:

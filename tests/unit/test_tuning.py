@@ -104,9 +104,9 @@ def test_heat_and_others_raise_the_price_slowly_and_only_if_allowed(tmp_path: Pa
     """A hot device doubles the price each second up to its own; without `adapt` nothing does."""
     tree = JetsonTree(tmp_path, "orin")
     room = Room()
-    tuning = room.tuning(TimerSettings(tune=False), JetsonSource(tmp_path))
+    tuning = room.tuning(TimerSettings(mode="balanced", tune=False), JetsonSource(tmp_path))
     tuning.look()
-    assert room.timer.price == 0.0
+    assert room.timer.price == 2.0
     tree.set_temperature(103.0)
     seen = []
     for _ in range(40):
@@ -114,13 +114,67 @@ def test_heat_and_others_raise_the_price_slowly_and_only_if_allowed(tmp_path: Pa
         tuning.look()
         seen.append(room.timer.price)
 
-    assert seen[0] < 0.5
+    assert seen[0] < 2.5
     assert all(late <= 2**0.26 * max(early, 0.25) for early, late in pairwise(seen))
-    assert seen[-1] == pytest.approx(10.0)
-    tuning.settings = TimerSettings(tune=False, adapt=False)
+    assert seen[-1] == pytest.approx(12.0)
+    tuning.settings = TimerSettings(mode="balanced", tune=False, adapt=False)
     room.now += 30
     tuning.look()
+    assert room.timer.price == 2.0
+
+
+def test_latency_stays_latency_on_a_hot_device(tmp_path: Path) -> None:
+    """The default mode does not become another one because the board runs hot."""
+    tree = JetsonTree(tmp_path, "orin")
+    tree.set_temperature(103.0)
+    room = Room()
+    tuning = room.tuning(TimerSettings(tune=False), JetsonSource(tmp_path))
+    for _ in range(40):
+        room.now += 0.25
+        tuning.look()
+
     assert room.timer.price == 0.0
+
+
+def _share_tuned(busy: int, silent: int) -> float:
+    """Share of the looks at which the busy timers have a choice, while the tuner is slow.
+
+    The clock moves on by a second a look, as it does where a round takes 20 ms of a core and the
+    thread rests in proportion.
+    """
+    now = 0.0
+    timers = [BatchTimer(CURVE, 32, price=2.0) for _ in range(busy + silent)]
+    for timer in timers[busy:]:
+        for number in range(600):
+            timer.arrived(number / 600, 1)
+    ports = TuningPorts(
+        lambda: [(timer, task) for timer in timers if (task := timer.tuning(now))],
+        lambda timer, choice: timer.tuned(now, choice),
+        lambda _device, _price, _queue: None, dict, lambda _device, _now: (0.0, 0.0),
+    )  # fmt: skip
+    tuning = Tuning(ports, TimerSettings(mode="balanced"), {}, lambda: now)
+    had = looks = 0
+    for second in range(3 * len(timers) + 10):
+        for timer in timers[:busy]:
+            for number in range(120):
+                timer.arrived(second + 1 + number / 120, 1)
+        now = second + 2.0
+        tuning._rest_until = 0.0  # noqa: SLF001  # rests depend on this machine; a look is a round
+        tuning.look()
+        if second > 2 * busy + silent:
+            had += sum(timer.setting(now) is not None for timer in timers[:busy])
+            looks += busy
+    return had / looks
+
+
+def test_many_timers_keep_their_choices() -> None:
+    """Twelve, one of them tuned a second: each choice lives until it is its turn again."""
+    assert _share_tuned(busy=12, silent=0) == 1.0
+
+
+def test_silent_timers_take_no_time() -> None:
+    """What nobody has asked since the last round tells nothing new."""
+    assert _share_tuned(busy=1, silent=11) == 1.0
 
 
 def test_the_thread_tunes_and_ends() -> None:

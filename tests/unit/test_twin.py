@@ -64,8 +64,8 @@ class Device:
 def test_a_document_of_thousands_of_keys_gets_a_short_answer(tmp_path: Path) -> None:
     """Wherever the keys are, the reported document stays small and says how many are not named."""
     device, most = Device(tmp_path), 64 * 1024
-    sections = {f"a{number}" + "x" * 400: {} for number in range(MOST_SECTIONS)}
-    settings = {"serve": {f"a{number}" + "x" * 400: 1 for number in range(400)}}
+    sections: dict[str, Any] = {f"a{number}" + "x" * 400: {} for number in range(MOST_SECTIONS)}
+    settings: dict[str, Any] = {"serve": {f"a{number}" + "x" * 400: 1 for number in range(400)}}
 
     for version, config in enumerate((sections, settings, dict.fromkeys(sections, 7)), 1):
         device.configuration.desire(document(version, **config))

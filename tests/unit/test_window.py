@@ -33,9 +33,9 @@ class Link:
         return [self.window.delivered(Delivered(epoch, mid, 0)) for mid in mids]
 
 
-def answer(number: int = 0, **fields: bool) -> Outgoing:
+def answer(number: int = 0, *, retain: bool = False) -> Outgoing:
     """An answer, or with ``retain`` a reported document."""
-    return Outgoing("t", b"%d" % number, **fields)
+    return Outgoing("t", b"%d" % number, retain=retain)
 
 
 def test_answers_and_status_count_in_the_receive_maximum() -> None:
