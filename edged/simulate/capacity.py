@@ -37,7 +37,7 @@ def carries(summary: Summary) -> bool:
     the device can do, where that is known.
     """
     kept = min(summary.attainment, summary.last) >= ENOUGH
-    return kept and not summary.offered >= 1
+    return kept and summary.offered < 1
 
 
 def find_capacity(

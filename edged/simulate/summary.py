@@ -33,7 +33,7 @@ class Summary:
         histogram: batches by size.
         reasons: batches by reason, over the whole run.
         last: attainment of the last tenth of the requests: what gets later and later shows there.
-        offered: arrivals as a share of what the device can do at the most; NaN: not known.
+        offered: arrivals as a share of what the device can do at the most; 0: not known.
     """
 
     requests: int
@@ -51,7 +51,7 @@ class Summary:
     histogram: dict[int, int]
     reasons: dict[str, int]
     last: float = 1.0
-    offered: float = math.nan
+    offered: float = 0.0
 
     def cost_ms(self, price: float) -> float:
         """``J_c = mean latency + c x device time a request`` in milliseconds.

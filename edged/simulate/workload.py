@@ -21,8 +21,8 @@ TRACE = "times the trace's speed"
 _LARGEST = 1024  # batch size of any engine
 DEFAULT_CAP = 32
 """Largest batch of a line that names none."""
-MOST_REQUESTS = 200_000
-"""No run is made longer than this for the sake of seconds alone."""
+MOST_REQUESTS, MOST_OF_PERIODS = 50_000, 200_000
+"""No run is made longer than this for the sake of seconds alone, or for a whole period."""
 _PERIODS = {
     # Twenty turns of quiet and busy phases; one day.
     "mmpp": (20 * sum(models.Modulation().sojourns_s), 1.0),
@@ -204,10 +204,11 @@ def workload(options: SimulateOptions) -> Workload:
     }[kind]  # fmt: skip
 
     def make(rate: float, requests: int, seconds: float) -> Arrivals:
-        count = max(requests, min(math.ceil(rate * seconds), MOST_REQUESTS))
+        count = max(requests, min(math.ceil(rate * seconds), most))
         return model(rate, count, options.seed)
 
     period_s, peak = _PERIODS.get(kind, (0.0, 1.0))
+    most = MOST_OF_PERIODS if period_s else MOST_REQUESTS
     return Workload(
         options.rate, "requests/s", whole=False, make=make, period_s=period_s, peak=peak
     )

@@ -52,7 +52,7 @@ def test_a_price_is_set_for_one_queue_or_all_of_a_device() -> None:
 def test_an_slo_is_set_for_all_timers_of_a_model() -> None:
     """After a reload; models that are not named keep theirs."""
     clock = Clock()
-    room = room_with(("m", "m:32", "n"), clock)
+    room = room_with(("m", "m@32", "n"), clock)
 
     room.set_slos({"m": 0.05})
 

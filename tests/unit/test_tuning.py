@@ -159,7 +159,7 @@ def _share_tuned(busy: int, silent: int) -> float:
             for number in range(120):
                 timer.arrived(second + 1 + number / 120, 1)
         now = second + 2.0
-        tuning._rest_until = 0.0  # noqa: SLF001  # rests depend on this machine; a look is a round
+        tuning._rest_until = 0.0  # rests depend on this machine; a look is a round
         tuning.look()
         if second > 2 * busy + silent:
             had += sum(timer.setting(now) is not None for timer in timers[:busy])
