@@ -29,14 +29,14 @@ def unused_name(parent: Path, name: str) -> Path:
     return target
 
 
-def write_synced(path: Path, data: bytes) -> None:
+def write_synced(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Writes a file, and returns once it is on the disk."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(handle, rest) :]
-        os.fchmod(handle, 0o644)
+        os.fchmod(handle, mode)
         os.fsync(handle)
     finally:
         os.close(handle)
@@ -51,11 +51,11 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """A file's new content, by rename: a reader finds the old or the new one."""
     temporary = path.with_name(f".new.{path.name}.{os.getpid()}")
     try:
-        write_synced(temporary, data)
+        write_synced(temporary, data, mode=mode)
         temporary.rename(path)
     finally:
         temporary.unlink(missing_ok=True)

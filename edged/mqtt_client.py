@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ssl
-
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
-from edged.errors import ConfigError
 from edged.settings import BrokerSettings
+from edged.tls import client_context
 
 
 def new_client(settings: BrokerSettings, client_id: str) -> paho.Client:
@@ -34,24 +32,5 @@ def new_client(settings: BrokerSettings, client_id: str) -> paho.Client:
         password = settings.password
         client.username_pw_set(settings.username, password.get_secret_value() if password else None)
     if settings.tls:
-        client.tls_set_context(_tls_context(settings))
+        client.tls_set_context(client_context(settings, "the broker or the uplink"))
     return client
-
-
-def _tls_context(settings: BrokerSettings) -> ssl.SSLContext:
-    """How the broker is authenticated, and this client to it.
-
-    Raises:
-        ConfigError: a certificate or key cannot be read.
-    """
-    try:
-        context = ssl.create_default_context(
-            cafile=str(settings.ca_file) if settings.ca_file else None
-        )
-        if settings.cert_file:
-            context.load_cert_chain(settings.cert_file, settings.key_file)
-    except OSError as err:  # ssl.SSLError is one
-        raise ConfigError(
-            f"ca_file, cert_file or key_file of the broker or the uplink cannot be used: {err}"
-        ) from err
-    return context

@@ -14,7 +14,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -85,7 +84,9 @@ class Rebuilds:
         while self.busy and not stopped():
             names = ", ".join(sorted(self._asked))
             sd_notify.notify(status=f"building {names} anew", extend_timeout_s=60)
-            time.sleep(_LOOK_S)
+            if self._child is not None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._child[1].wait(_LOOK_S)
             built = self.look(()) or built
         if stopped():
             self.stop()

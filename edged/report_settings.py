@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, model_validator
 
-from edged.settings_section import Section
+from edged.settings_section import Section, check_connection
 
 ResultPolicy = Literal["none", "all", "sampled", "uncertain", "changed", "summary"]
 
@@ -69,12 +69,5 @@ class UplinkSettings(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> UplinkSettings:
-        if self.backoff_min_s > self.backoff_max_s:
-            raise ValueError(
-                f"backoff_min_s {self.backoff_min_s} is above backoff_max_s {self.backoff_max_s}"
-            )
-        if (self.cert_file is None) != (self.key_file is None):
-            raise ValueError("cert_file and key_file go together: give both or none")
-        if not self.tls and (self.ca_file or self.cert_file):
-            raise ValueError("ca_file and cert_file are for TLS: set tls = true, or leave them out")
+        check_connection(self)
         return self

@@ -27,6 +27,7 @@ from pydantic_settings import (
 from edged.errors import ConfigError
 from edged.report_settings import ReportSettings, UplinkSettings
 from edged.settings_section import Section as _Section
+from edged.settings_section import check_connection
 
 DEFAULT_FILE = Path("/etc/edged/edged.toml")
 CREDENTIAL_PREFIX = "edged."
@@ -84,14 +85,7 @@ class BrokerSettings(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> BrokerSettings:
-        if self.backoff_min_s > self.backoff_max_s:
-            raise ValueError(
-                f"backoff_min_s {self.backoff_min_s} is above backoff_max_s {self.backoff_max_s}"
-            )
-        if (self.cert_file is None) != (self.key_file is None):
-            raise ValueError("cert_file and key_file go together: give both or none")
-        if not self.tls and (self.ca_file or self.cert_file):
-            raise ValueError("ca_file and cert_file are for TLS: set tls = true, or leave them out")
+        check_connection(self)
         if self.transport == "unix" and (self.tls or not self.host.startswith("/")):
             raise ValueError(
                 'transport "unix" takes the path of a socket as host, from "/" on, and no TLS'

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 
+from edged.atomic_files import replace_file, sync_folder
 from edged.control_plane import desired_document
 from edged.errors import DesiredError
 from edged.protocol import MAX_DESIRED_BYTES
@@ -37,27 +37,13 @@ def keep_desired(path: Path, desired: Desired) -> None:
         DesiredError: the disk does not take it.
     """
     text = json.dumps(desired_document(desired.version, desired.config), indent=1)
-    temporary = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.write(text.encode("utf-8", "surrogatepass"))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-        _sync_folder(path.parent)
+        replace_file(path, text.encode("utf-8", "surrogatepass"), mode=0o600)
+        sync_folder(path.parent)
     except OSError as err:
         raise DesiredError(
             f"the document cannot be kept on the device ({err.strerror or err}), so it is not "
             "taken over; it is tried again at the next connection",
             version=desired.version,
         ) from err
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

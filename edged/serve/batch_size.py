@@ -60,7 +60,9 @@ def sizes_to_take(seconds: Sequence[float], fill: float) -> tuple[int, ...]:
     """For 0 to cap waiting samples, how many of them to take.
 
     All of them where the curve has no steps; else a full bucket, unless the next one is filled to
-    ``fill``.
+    ``fill``. A bucket filled to ``fill`` costs 1 / fill a sample of what a full one does: a bucket
+    that costs a sample more than that above all of them is none, but noise in a measured curve at
+    a small size, and no reason to serve one by one.
 
     Args:
         seconds: service time by batch size, entries 0 to cap.
@@ -72,5 +74,7 @@ def sizes_to_take(seconds: Sequence[float], fill: float) -> tuple[int, ...]:
     for waiting in range(cap + 1):
         below = max((size for size in full if size <= waiting), default=0)
         above = min((size for size in full if size >= waiting), default=cap)
-        table.append(waiting if below == 0 or waiting >= fill * above else below)
+        filled = below == 0 or waiting >= fill * above
+        cheaper = not filled and fill * seconds[below] / below < seconds[waiting] / waiting
+        table.append(below if cheaper else waiting)
     return tuple(table)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ssl
-
-from edged.errors import ConfigError
 from edged.mqtt.address import Address
 from edged.mqtt.codec import MQTT_3, MQTT_5
 from edged.mqtt.control import Connect, Will
 from edged.settings import BrokerSettings
+from edged.tls import client_context
 
 VERSIONS = {"5": MQTT_5, "3.1.1": MQTT_3}
 MAX_PACKET_BYTES = 268_435_455
@@ -25,7 +23,7 @@ def address_of(settings: BrokerSettings) -> Address:
         settings.host,
         settings.port,
         settings.transport,
-        _tls_context(settings) if settings.tls else None,
+        client_context(settings, "the broker") if settings.tls else None,
         settings.websocket_path,
     )
 
@@ -45,22 +43,3 @@ def connect_of(settings: BrokerSettings, client_id: str, will: Will) -> Connect:
         username=settings.username,
         password=password if settings.username is not None else None,
     )
-
-
-def _tls_context(settings: BrokerSettings) -> ssl.SSLContext:
-    """How the broker is authenticated, and this client to it.
-
-    Raises:
-        ConfigError: a certificate or key cannot be read.
-    """
-    try:
-        context = ssl.create_default_context(
-            cafile=str(settings.ca_file) if settings.ca_file else None
-        )
-        if settings.cert_file:
-            context.load_cert_chain(settings.cert_file, settings.key_file)
-    except OSError as err:  # ssl.SSLError is one
-        raise ConfigError(
-            f"broker.ca_file, broker.cert_file or broker.key_file cannot be used: {err}"
-        ) from err
-    return context

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,14 +22,10 @@ from tests.doubles.broker import Mosquitto
 from tests.doubles.daemon import TOPICS, Daemon, wait_online
 from tests.doubles.rebuilt import METHODS, Rebuilt
 from tests.doubles.site import Site
+from tests.doubles.steady_load import DEADLINE_S, SteadyLoad
 from tests.doubles.wire import Message, WireClient
 
 IMAGES = digits.images()
-PATIENCE_S = 60.0
-OUTSTANDING = 48
-DEADLINE_S = 600
-"""Of each request: engines are built and loaded on the same processors, and the recipe's second is
-too short for that on a busy machine. Deadlines are not what is tested here."""
 
 
 @pytest.fixture
@@ -39,51 +34,6 @@ def rebuilt(tmp_path: Path) -> Rebuilt:
     made = Rebuilt(tmp_path)
     made.build(METHODS[0])
     return made
-
-
-@final
-class Load:
-    """A thread that keeps so many requests outstanding, until the block ends.
-
-    Args:
-        running: where to.
-    """
-
-    def __init__(self, running: Site) -> None:
-        self._running = running
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._send, daemon=True)
-        self.sent = 0
-
-    def __enter__(self) -> Load:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(PATIENCE_S)
-        self._running.link.wait_sent(self.sent)
-
-    def _send(self) -> None:
-        link = self._running.link
-        while not self._stop.is_set():
-            number = self.sent
-            payload, length = digits.binary(IMAGES[number % len(IMAGES)][None], id=str(number))
-            self._running.arrive(
-                payload,
-                model="digits",
-                content_type=protocol.OCTET_STREAM,
-                user={protocol.HEADER_LENGTH: str(length)},
-                expiry_s=DEADLINE_S,
-            )
-            self.sent += 1
-            link.wait(lambda: len(link.sent) >= self.sent - OUTSTANDING)
-
-    def wait_more(self, count: int) -> None:
-        """Waits until so many more are answered."""
-        link = self._running.link
-        until = len(link.sent) + count
-        link.wait(lambda: len(link.sent) >= until)
 
 
 def serving(rebuilt: Rebuilt, *devices: str) -> Site:
@@ -116,7 +66,7 @@ def test_no_request_is_lost_when_engines_take_over(
     with serving(rebuilt, *devices) as running:
         changes: list[tuple[int, str]] = []
         closed: list[Any] = []
-        with Load(running) as load:
+        with SteadyLoad(running) as load:
             for method in (METHODS[1], METHODS[0]) * 2:
                 load.wait_more(100)
                 closed += running.host.models["digits"].runners.values()
@@ -140,7 +90,7 @@ def test_no_request_is_lost_when_engines_take_over(
 def test_it_never_goes_back(rebuilt: Rebuilt) -> None:
     """On one device no batch of the old engine begins after one of the new."""
     with serving(rebuilt, "cpu") as running:
-        with Load(running) as load:
+        with SteadyLoad(running) as load:
             load.wait_more(100)
             old = running.host.models["digits"].version
             new = rebuilt.build(METHODS[1])
@@ -193,7 +143,7 @@ def test_an_engine_that_cannot_take_over_is_refused(rebuilt: Rebuilt, flaw: str)
     spoil, reason = FLAWS[flaw]
     old = rebuilt.built().name
     with serving(rebuilt, "cpu:0", "cpu:1") as running:
-        with Load(running) as load:
+        with SteadyLoad(running) as load:
             load.wait_more(50)
             rebuilt.build(METHODS[1])
             spoil(rebuilt)

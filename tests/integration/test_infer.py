@@ -147,6 +147,7 @@ def test_bench_answers_every_request_and_says_how(
     assert (document["sent"], document["answered"], document["lost"]) == (150, 150, 0)
     assert document["duplicates"] == 0
     assert sum(document["batches"].values()) == 150
+    assert min(int(name.split()[0]) for name in document["batches"]) >= 4
     assert document["latency_ms"]["p50"] <= document["latency_ms"]["p99"]
     assert "150/150 requests sent" in err.getvalue()
 

@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,58 +25,12 @@ from tests.doubles.rebuilt import METHODS, Rebuilt
 from tests.doubles.runner import ScriptedRunner
 from tests.doubles.serving import MODEL, body
 from tests.doubles.site import ScriptedHost, Site, install
+from tests.doubles.steady_load import PATIENCE_S, SteadyLoad
 from tests.doubles.wire import Ask, WireClient
 
 IMAGES = digits.images()
-OUTSTANDING = 48
-PATIENCE_S = 60.0
 MOST_LATE = 3000
 BOTH = ("digits", "picker")
-
-
-@final
-class Load:
-    """A thread that keeps so many requests for ``digits`` outstanding, until the block ends."""
-
-    def __init__(self, running: Site) -> None:
-        self._running = running
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._send, daemon=True)
-        self.sent = 0
-
-    def __enter__(self) -> Load:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(PATIENCE_S)
-        self._running.link.wait_sent(self.sent)
-
-    def _send(self) -> None:
-        link = self._running.link
-        while not self._stop.is_set():
-            number = self.sent
-            payload, length = digits.binary(IMAGES[number % len(IMAGES)][None], id=str(number))
-            self._running.arrive(
-                payload,
-                model="digits",
-                content_type=protocol.OCTET_STREAM,
-                correlation=b"%d" % number,
-                user={protocol.HEADER_LENGTH: str(length)},
-            )
-            self.sent += 1
-            link.wait(lambda: len(link.sent) >= self.sent - OUTSTANDING)
-
-    def wait_more(self, count: int, status: str) -> None:
-        """Waits until so many more are answered so."""
-        link = self._running.link
-
-        def answered() -> int:
-            return sum(sent.status == status for sent in list(link.sent))
-
-        until = answered() + count
-        link.wait(lambda: answered() >= until)
 
 
 def test_nothing_is_lost_when_a_model_is_taken_off_and_put_back(tmp_path: Path) -> None:
@@ -95,7 +49,7 @@ def test_nothing_is_lost_when_a_model_is_taken_off_and_put_back(tmp_path: Path) 
     host = ModelHost(EngineStore(rebuilt.engines), listed(*BOTH))
     with Site(host) as running:
         closed: list[Any] = []
-        with Load(running) as load:
+        with SteadyLoad(running) as load:
             for _ in range(3):
                 load.wait_more(100, "200")
                 closed += host.models["digits"].runners.values()

@@ -346,19 +346,19 @@ def test_a_slowed_device_takes_its_share_of_the_best_static_split(
 def test_a_loaded_second_device_does_no_harm(
     lanes: int, lead_s: float, slow: float, load: float
 ) -> None:
-    """With Poisson arrivals p99 is that of the idle device alone, or better (4 % for chance).
+    """With Poisson arrivals p99 is that of the idle device alone, or better (2 % for chance).
 
     The first samples do not count: the second device is believed to be as fast as it was at
     warm-up until it has shown twice that it is not.
     """
-    arrivals = poisson(load * FULL_RATE, 5000, seed=7)
+    arrivals = poisson(load * FULL_RATE, 20_000, seed=7)
     idle = Simulated(SIMULATED, 1.0, lanes)
     alone = simulate({"a": idle}, arrivals, SIMULATED_CAP, lead_s)
 
     devices = {"a": idle, "b": Simulated(SIMULATED, slow, lanes)}
     both = simulate(devices, arrivals, SIMULATED_CAP, lead_s)
 
-    assert both.p(0.99, skip=500) <= 1.04 * alone.p(0.99, skip=500)
+    assert both.p(0.99, skip=500) <= 1.02 * alone.p(0.99, skip=500)
 
 
 def test_a_second_device_helps_where_one_is_not_enough() -> None:

@@ -43,6 +43,14 @@ def test_a_bucket_is_taken_full_or_nearly_so() -> None:
     assert [busy[n] for n in (5, 6, 7, 13, 14, 17, 27, 28)] == [4, 4, 7, 8, 14, 16, 16, 28]
 
 
+def test_noise_at_a_small_size_is_no_bucket() -> None:
+    """A first size that was measured too fast does not have all that waits served one by one."""
+    noisy = table(LatencyCurve((1, 2, 4, 8, 16, 32), (0.3, 0.42, 0.46, 0.47, 0.5, 0.6)))
+
+    assert steps(noisy) == (1,)
+    assert sizes_to_take(noisy, FILL) == sizes_to_take(noisy, BUSY_FILL) == tuple(range(33))
+
+
 def test_never_more_than_waits_and_never_nothing() -> None:
     """Whatever the curve: 1 to n of n samples."""
     for curve in (STEPPED, LatencyCurve((1,), (0.001,)), LatencyCurve((8,), (0.01,), stepped=True)):
