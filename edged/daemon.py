@@ -34,6 +34,7 @@ from edged.serve.admit import Admission
 from edged.serve.batch import WaitingRoom
 from edged.serve.decode import Decoder, Limits
 from edged.serve.devices import Devices, Notice
+from edged.serve.duplicates import Duplicates
 from edged.serve.models import ModelHost
 from edged.serve.mqtt import BrokerLink
 from edged.serve.pipeline import Pipeline, Sender, Watchers
@@ -97,17 +98,14 @@ class Service:
         self._devices = devices = Devices(
             host, self._room, metrics, Notice(self._emit, self._wake, self._warming)
         )
-        limits = Limits(
-            settings.serve.max_request_bytes,
-            settings.serve.max_request_samples,
-            settings.serve.max_deadline_s,
-        )
+        serve = settings.serve
+        limits = Limits(serve.max_request_bytes, serve.max_request_samples, serve.max_deadline_s)
         self._pipeline = Pipeline(
             Decoder(
                 topics,
                 host.manifest,
                 limits=limits,
-                reply_prefixes=settings.serve.reply_prefixes,
+                reply_prefixes=serve.reply_prefixes,
                 unavailable=host.refused,
             ),
             devices.formats,
@@ -115,6 +113,7 @@ class Service:
             metrics,
             Watchers(self._answered, self._link_changed),
             dead_topic=topics.dead,
+            duplicates=Duplicates(serve.dedup_bytes, serve.dedup_s),
         )
         pipeline = self._pipeline
         self._link = BrokerLink(

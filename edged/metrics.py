@@ -40,6 +40,9 @@ METRICS: dict[str, Metric] = {
     "arrivals_dropped_total": Metric(
         "counter", ("reason",), "Requests that ended without a reply, by reason."
     ),
+    "duplicates_total": Metric(
+        "counter", ("how",), "Requests that came again and were not run again, by what was done."
+    ),
     "replies_total": Metric("counter", ("model", "status"), "Replies sent, by model and status."),
     "errors_total": Metric("counter", ("code",), "Requests answered with an error, by its code."),
     "samples_total": Metric("counter", ("model",), "Samples that were answered."),

@@ -109,6 +109,10 @@ class ServeSettings(_Section):
     max_request_samples: Annotated[int, Field(ge=1, le=65536)] = 1024
     max_deadline_s: Annotated[float, Field(gt=0, le=86_400)] = 300.0
     """A request's own deadline is cut to this."""
+    dedup_bytes: Annotated[int, Field(ge=0, le=4_294_967_296)] = 16 * 1024 * 1024
+    """Replies kept for requests that come again: bytes with some overhead each; 0: none."""
+    dedup_s: Annotated[float, Field(ge=0, le=86_400)] = 300.0
+    """For so long after its arrival a request that comes again gets the reply that was kept."""
     reply_prefixes: tuple[str, ...] = ()
     """Response topics allowed besides ``{root}/<device>/reply/``: beginnings, each ends in "/"."""
     onnx_threads: Annotated[int, Field(ge=0, le=256)] = 0

@@ -14,7 +14,6 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 from edged.backoff import Backoff
@@ -28,6 +27,8 @@ from edged.mqtt.control import CONNACK, DISCONNECT, PINGRESP, SUBACK, ConnAck, W
 from edged.mqtt.keep_alive import KeepAlive
 from edged.mqtt.receiver import OWN_BUFFER_BYTES
 from edged.serve.broker_address import address_of, connect_of
+from edged.serve.fingerprint import fingerprint
+from edged.serve.link_handlers import LinkHandlers
 from edged.serve.request import Arrival, LinkDown, LinkUp, Receipt, Reply
 from edged.serve.sending import Sending
 from edged.settings import BrokerSettings
@@ -37,28 +38,6 @@ Result = TypeVar("Result")
 
 LOOP_S = 1.0
 """Keep-alive is looked at so often at least."""
-
-
-@dataclass(frozen=True)
-class LinkHandlers:
-    """Whom the link tells. All are called on the ``mqtt-net`` thread and must not wait.
-
-    Attributes:
-        arrived: a PUBLISH came; False: it could not be taken over and will not be acknowledged.
-        delivered: (packet identifier of a QoS 1 PUBLISH of ours, whether the broker took it).
-        changed: the connection came or went.
-        status: retained status document: (state, session number) -> payload.
-        turn: once in each turn and after each `BrokerLink.wake`; what it publishes and
-            acknowledges is sent together.
-        settled: after that: other threads that are woken now do not compete with the sending.
-    """
-
-    arrived: Callable[[Arrival], bool]
-    delivered: Callable[[int, bool], None]
-    changed: Callable[[LinkUp | LinkDown], None]
-    status: Callable[[str, int], bytes]
-    turn: Callable[[], object] = bool  # nothing
-    settled: Callable[[], object] = bool
 
 
 class BrokerLink:
@@ -345,11 +324,12 @@ class BrokerLink:
         except BrokerProtocolError as err:
             message = self._given_up(first, body, err)
         order = self._order + 1 if message.qos else 0
+        mark = fingerprint(message) if message.qos else 0
         payload = message.payload
         arrival = Arrival(
             message.topic,
             payload if len(body) >= OWN_BUFFER_BYTES else bytes(payload),
-            Receipt(self.epoch, order, message.mid, message.qos),
+            Receipt(self.epoch, order, message.mid, message.qos, mark),
             received,
             message.response_topic,
             message.correlation,

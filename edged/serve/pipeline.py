@@ -30,11 +30,12 @@ from edged.errors import EdgedError, NonFiniteOutputError
 from edged.metrics import Metrics
 from edged.serve.batch import WaitingRoom
 from edged.serve.decode import Decoder
+from edged.serve.duplicates import Duplicates
 from edged.serve.encode import dead_letter, encode
 from edged.serve.gather import Gatherer, rows_of
 from edged.serve.gpu import Device, Done, superseded
 from edged.serve.intake import Intake, IntakePorts
-from edged.serve.mqtt import LinkHandlers
+from edged.serve.link_handlers import LinkHandlers
 from edged.serve.publish import Publisher, PublisherPorts
 from edged.serve.request import (
     Arrival,
@@ -48,6 +49,7 @@ from edged.serve.request import (
     Request,
     Unanswerable,
 )
+from edged.serve.tally import Tally
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +100,7 @@ class Pipeline:
         metrics: counters.
         watchers: who else wants to know.
         dead_topic: where requests are named that nobody can be answered for.
+        duplicates: recognises requests that come again.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class Pipeline:
         watchers: Watchers,
         *,
         dead_topic: str,
+        duplicates: Duplicates | None = None,
     ) -> None:
         self._formats = formats
         self._dead_topic = dead_topic
@@ -116,6 +120,7 @@ class Pipeline:
         self._room = room
         self._metrics = metrics
         self._watchers = watchers
+        self._tally = Tally(metrics, watchers.answered)
         self._devices: tuple[Device, ...] = ()
         self._inbox: deque[Item] = deque()
         self._turning = threading.Lock()
@@ -124,7 +129,8 @@ class Pipeline:
         self._owed = 0  # slots taken up, given back once the backlog is short
         self._gatherer = Gatherer()
         self._sender: Sender | None = None
-        self._publisher = Publisher(PublisherPorts(self._send, self._acknowledge, self._ended))
+        ports = PublisherPorts(self._send, self._acknowledge, self._ended, self._repeated)
+        self._publisher = Publisher(ports, duplicates or Duplicates())
         self._accepted = self._finished = 0  # written by mqtt-net alone
         self._connected = False
         self._draining = False
@@ -216,11 +222,14 @@ class Pipeline:
         # Counted first: either `drain` awaits it, or what it has set is seen here.
         self._accepted += 1
         if self._draining and arrival.receipt.qos:
-            self._metrics.count("arrivals_dropped_total", "draining")
+            self._tally.dropped("draining")
             return self._not_taken()
+        if self._publisher.arrived(arrival):
+            return True
         held_back = self._publisher.backlog + len(self._inbox) >= BACKLOG
         if not self._intake.take(arrival, at_once=self._sender is not None and not held_back):
-            self._metrics.count("arrivals_dropped_total", "arrivals_full")
+            self._publisher.not_taken(arrival.receipt)
+            self._tally.dropped("arrivals_full")
             return self._not_taken()
         return True
 
@@ -265,15 +274,7 @@ class Pipeline:
 
     def done(self, done: Done) -> None:
         """Parts ended; called by devices, which wait here while too much waits for the broker."""
-        if done.samples:
-            model = done.parts[0].request.model
-            self._metrics.count("batches_total", model, done.reason)
-            self._metrics.observe("batch_samples", done.samples, model)
-            self._metrics.observe("compute_seconds", done.compute_s, model)
-            for name, count in done.positions().items():
-                self._metrics.count(name, model, by=count)
-            if done.error is not None:
-                self._metrics.count("batch_failures_total", model)
+        self._tally.batch(done)
         self._hand_over(done)
 
     # -------------------------------------------------------------- on mqtt-net: what has ended
@@ -353,7 +354,7 @@ class Pipeline:
             return None
 
     def _drop(self, item: Unanswerable) -> None:
-        self._metrics.count("arrivals_dropped_total", item.reason)
+        self._tally.dropped(item.reason)
         if item.letter is not None:
             self._send(item.letter)
         self._publisher.dropped(item.receipt)
@@ -369,23 +370,12 @@ class Pipeline:
         return False
 
     def _ended(self, outcome: Outcome, sent: bool) -> None:  # noqa: FBT001  # a plain fact
-        error = outcome.error
-        if error is not None:
-            self._metrics.count("errors_total", error.code)
-        if sent:
-            self._count_reply(outcome, error.status if error else 200)
-        else:
-            self._metrics.count("arrivals_dropped_total", "unsent")
+        self._tally.ended(outcome, sent=sent)
         self._count_end()
 
-    def _count_reply(self, outcome: Outcome, status: int) -> None:
-        model = outcome.model or "none"
-        self._metrics.count("replies_total", model, str(status))
-        if outcome.error is None:
-            self._metrics.count("samples_total", model, by=outcome.samples)
-            self._metrics.observe("queue_seconds", outcome.timings.queue_s, model)
-            self._metrics.observe("latency_seconds", time.monotonic() - outcome.received, model)
-        self._watchers.answered(outcome, status)
+    def _repeated(self, how: str) -> None:
+        self._tally.repeated(how)
+        self._count_end()
 
     def _count_end(self) -> None:
         self._finished += 1

@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edged.serve.request import Outcome, Receipt, Reply
+from edged.serve.duplicates import Duplicates
+from edged.serve.request import Arrival, Outcome, Receipt, Reply
 
 
 class AckQueue:
@@ -54,11 +55,14 @@ class PublisherPorts:
         send: hands a PUBLISH to the link; the packet identifier, or None if it was not taken.
         acknowledge: sends a PUBACK; False if its connection is gone.
         ended: a request has ended, with its receipt and whether its reply went out.
+        repeated: an arrival has ended that was not run, because it had come before: ``joined`` the
+            one in hand, ``resent`` its reply, or ``unsent`` where that did not go out.
     """
 
     send: Callable[[Reply], int | None]
     acknowledge: Callable[[Receipt], bool]
     ended: Callable[[Outcome, bool], None]
+    repeated: Callable[[str], None]
 
 
 class Publisher:
@@ -66,15 +70,18 @@ class Publisher:
 
     Args:
         ports: what it calls.
+        duplicates: recognises what comes again.
     """
 
-    def __init__(self, ports: PublisherPorts) -> None:
+    def __init__(self, ports: PublisherPorts, duplicates: Duplicates) -> None:
         self._ports = ports
+        self._duplicates = duplicates
         self._acks = AckQueue()
         self._connected = False
         self._window = 1
-        self._sent: dict[int, Outcome] = {}
-        self._backlog: deque[tuple[Outcome, Reply]] = deque()
+        # A receipt alone: of an arrival that is answered with a reply of before.
+        self._sent: dict[int, Outcome | Receipt] = {}
+        self._backlog: deque[tuple[Outcome | Receipt, Reply]] = deque()
 
     def __repr__(self) -> str:
         state = "connected" if self._connected else "not connected"
@@ -99,6 +106,21 @@ class Publisher:
         """The connection is gone: QoS 1 replies wait, QoS 0 ones are dropped."""
         self._connected = False
 
+    def arrived(self, arrival: Arrival) -> bool:
+        """Whether a request has come before: then it is taken care of, and must not be run.
+
+        Else `reply` or `dropped` ends it, or `not_taken`.
+        """
+        found = self._duplicates.arrived(arrival)
+        if isinstance(found, Reply):
+            self._backlog.append((arrival.receipt, found))
+            self._flush()
+        return found != "new"
+
+    def not_taken(self, receipt: Receipt) -> None:
+        """A request that `arrived` will come again."""
+        self._duplicates.ended(receipt, sent=False)
+
     def reply(self, outcome: Outcome, reply: Reply | None) -> None:
         """Sends a reply, or keeps it until it may be sent; None: there is none to send."""
         if reply is None:
@@ -107,6 +129,8 @@ class Publisher:
             sent = self._connected and self._ports.send(reply) is not None
             self._end(outcome, sent=sent)
         else:
+            if outcome.error is None or not outcome.error.retryable:
+                self._duplicates.answered(outcome.receipt, reply)
             self._backlog.append((outcome, reply))
             self._flush()
 
@@ -126,7 +150,7 @@ class Publisher:
 
     def dropped(self, receipt: Receipt) -> None:
         """An arrival ended without any reply; it must not hold up the order."""
-        self._acknowledge(receipt)
+        self._release(receipt, sent=False)
 
     def _flush(self) -> None:
         while self._connected and self._backlog and len(self._sent) < self._window:
@@ -137,10 +161,21 @@ class Publisher:
             else:
                 self._sent[mid] = outcome
 
-    def _end(self, outcome: Outcome, *, sent: bool) -> None:
+    def _end(self, ended: Outcome | Receipt, *, sent: bool) -> None:
         # In this order: a drain that has seen all end disconnects, owing the broker nothing.
-        self._acknowledge(outcome.receipt)
-        self._ports.ended(outcome, sent)
+        if isinstance(ended, Receipt):
+            self._acknowledge(ended)
+            self._ports.repeated("resent" if sent else "unsent")
+            return
+        self._release(ended.receipt, sent=sent)
+        self._ports.ended(ended, sent)
+
+    def _release(self, receipt: Receipt, *, sent: bool) -> None:
+        """Acknowledges an arrival, and those that came after it for the same request."""
+        self._acknowledge(receipt)
+        for joined in self._duplicates.ended(receipt, sent=sent):
+            self._acknowledge(joined)
+            self._ports.repeated("joined")
 
     def _acknowledge(self, receipt: Receipt) -> None:
         for ready in self._acks.finished(receipt):

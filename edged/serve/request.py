@@ -36,12 +36,14 @@ class Receipt:
         order: running number of the arrival; the broker wants acknowledgements in this order.
         mid: MQTT packet identifier.
         qos: 0 needs no acknowledgement.
+        fingerprint: of the request (`edged.serve.fingerprint`), 0 with QoS 0.
     """
 
     epoch: int
     order: int
     mid: int
     qos: int
+    fingerprint: int = 0
 
 
 @value

@@ -22,7 +22,8 @@ from edged.serve.admit import Admission
 from edged.serve.batch import WaitingRoom
 from edged.serve.decode import Decoder
 from edged.serve.gpu import Device, DevicePorts, Served
-from edged.serve.mqtt import BrokerLink, LinkHandlers
+from edged.serve.link_handlers import LinkHandlers
+from edged.serve.mqtt import BrokerLink
 from edged.serve.pipeline import Pipeline, Sender, Watchers
 from edged.serve.request import ReplyFormat
 from edged.serve.timer import BatchTimer

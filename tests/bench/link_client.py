@@ -24,7 +24,8 @@ from paho.mqtt.properties import Properties
 from edged.metrics import Metrics
 from edged.mqtt import codec
 from edged.mqtt.receiver import Receiver
-from edged.serve.mqtt import BrokerLink, LinkHandlers
+from edged.serve.link_handlers import LinkHandlers
+from edged.serve.mqtt import BrokerLink
 from edged.serve.request import Arrival, Reply
 from edged.settings import BrokerSettings
 from tests.doubles.packets import field, packet, publish_body

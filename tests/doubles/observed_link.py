@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from edged.metrics import Metrics
-from edged.serve.mqtt import BrokerLink, LinkHandlers
+from edged.serve.link_handlers import LinkHandlers
+from edged.serve.mqtt import BrokerLink
 from edged.serve.request import Arrival, LinkDown, LinkUp
 from edged.settings import BrokerSettings
 from tests.doubles.broker import Mosquitto

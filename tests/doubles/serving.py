@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Literal, final
 
@@ -20,6 +20,7 @@ from edged.recipe import InputSpec, OutputSpec
 from edged.serve.admit import Admission
 from edged.serve.batch import WaitingRoom
 from edged.serve.decode import Decoder
+from edged.serve.fingerprint import fingerprint
 from edged.serve.gpu import Device, DevicePorts, Served
 from edged.serve.pipeline import Pipeline, Sender, Watchers
 from edged.serve.request import (
@@ -107,6 +108,7 @@ class ScriptedLink:
         self._mids = itertools.count(1)
         self._changed = threading.Condition()
         self._turns = Turns()
+        self.one_thread = self._turns.one_thread
 
     # -------------------------------------------------------------- the pipeline's side
 
@@ -291,19 +293,25 @@ class Serving:
             "response_topic": REPLY,
             "content_type": protocol.JSON,
         }
-        receipt = self.link.receipt(qos)
-        taken = self.pipeline.arrived(
-            Arrival(
+        with self.link.one_thread:
+            arrival = Arrival(
                 payload=payload,
-                receipt=receipt,
+                receipt=self.link.receipt(qos),
                 received=time.monotonic(),
                 **(fields | properties),
             )
-        )
-        if taken:
-            self.link.taken(receipt)
+            arrival = replace(arrival, receipt=marked(arrival))
+            taken = self.pipeline.arrived(arrival)
+            if taken:
+                self.link.taken(arrival.receipt)
         self.link.wake()
         return taken
+
+
+def marked(arrival: Arrival) -> Receipt:
+    """Its receipt with the fingerprint that the link gives it."""
+    receipt = arrival.receipt
+    return replace(receipt, fingerprint=fingerprint(arrival)) if receipt.qos else receipt
 
 
 def unexpected(*about: object) -> None:

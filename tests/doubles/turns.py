@@ -17,6 +17,8 @@ class Turns:
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Pipeline | None] = queue.SimpleQueue()
         self._pipeline: Pipeline | None = None
+        self.one_thread = threading.Lock()
+        """Held by whoever has something arrive: in truth it is the same thread."""
         self._thread = threading.Thread(target=self._work, name="turns", daemon=True)
 
     def start(self, pipeline: Pipeline) -> None:
@@ -38,5 +40,6 @@ class Turns:
 
     def _work(self) -> None:
         while (pipeline := self._queue.get()) is not None:
-            pipeline.turn()
+            with self.one_thread:
+                pipeline.turn()
             pipeline.settled()

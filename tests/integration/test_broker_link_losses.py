@@ -137,7 +137,8 @@ def test_a_clean_stop_says_farewell_and_no_will(tmp_path: Path) -> None:
 PROGRAM = """
 import sys, threading
 from edged.metrics import Metrics
-from edged.serve.mqtt import BrokerLink, LinkHandlers
+from edged.serve.link_handlers import LinkHandlers
+from edged.serve.mqtt import BrokerLink
 from edged.settings import BrokerSettings
 link = BrokerLink(
     BrokerSettings(port=int(sys.argv[1]), will_delay_s=0), "edged-dev", sys.argv[2], ("a/b",),

@@ -145,6 +145,37 @@ def test_a_lost_connection_leaves_no_acknowledgement_behind() -> None:
     ]
 
 
+def test_a_request_that_comes_again_is_not_run_again() -> None:
+    """In hand: one answer for both, both acknowledged. Answered: the same answer again.
+
+    1. A request is on the device when the connection is lost; the next one delivers it again.
+    2. One batch runs, one reply goes out, and the second delivery is acknowledged.
+    3. Its sender sends it once more: the reply is the same, byte for byte, and nothing runs.
+    4. Another request with the same correlation data is run.
+    """
+    with Serving(ScriptedRunner(4, held=True)) as serving:
+        serving.arrive(body([[1, 2, 3]]), correlation=b"c")
+        serving.runner.wait_running(1)
+        serving.link.down()
+        serving.link.up()
+        serving.arrive(body([[1, 2, 3]]), correlation=b"c")
+        serving.runner.release()
+        serving.link.wait(lambda: len(serving.link.acknowledged) == 1)
+        assert serving.link.acknowledged[0].epoch == 2
+        serving.arrive(body([[1, 2, 3]]), correlation=b"c")
+        serving.link.wait(lambda: len(serving.link.acknowledged) == 2)
+        serving.arrive(body([[4, 5, 6]]), correlation=b"c")
+        first, again, other = serving.link.wait_sent(3)
+        assert first.reply == again.reply
+        assert other.output("z") == [15]
+        assert serving.pipeline.drain(WAIT_S) == 0
+    assert serving.runner.batches == [1, 1]
+    assert serving.metrics.value("duplicates_total", "joined") == 1
+    assert serving.metrics.value("duplicates_total", "resent") == 1
+    assert serving.metrics.value("arrivals_total") == 4
+    assert len(serving.answered) == 2
+
+
 def test_a_failing_engine_is_answered_and_the_next_batch_is_right() -> None:
     """All parts of the batch get `engine_failed`; the service goes on."""
     runner = ScriptedRunner(

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from edged.serve.intake import ARRIVALS
-from edged.serve.mqtt import BrokerLink, LinkHandlers
+from edged.serve.link_handlers import LinkHandlers
+from edged.serve.mqtt import BrokerLink
 from edged.serve.pipeline import BACKLOG, SLOTS, Sender
 from edged.serve.request import Arrival
 from edged.settings import BrokerSettings

@@ -16,6 +16,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from edged.serve.duplicates import Duplicates
 from edged.serve.publish import Publisher, PublisherPorts
 from edged.serve.request import Outcome, Receipt, Reply
 
@@ -40,7 +41,8 @@ class Replies(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         """A publisher before its first connection."""
-        self.publisher = Publisher(PublisherPorts(self.send, self.acknowledge, self.ended))
+        ports = PublisherPorts(self.send, self.acknowledge, self.ended, self.repeated)
+        self.publisher = Publisher(ports, Duplicates())
         self.stories: dict[Receipt, Story] = {}
         self.replies: dict[int, Story] = {}
         self.epoch, self.order, self.mids, self.window = 0, 0, 0, 0
@@ -84,6 +86,10 @@ class Replies(RuleBasedStateMachine):
         """Counts the ends."""
         self.ends[outcome.receipt] += 1
         self.stories[outcome.receipt].sent = sent
+
+    def repeated(self, how: str) -> None:
+        """These have no correlation data; test_duplicates_properties.py has such."""
+        raise AssertionError(how)
 
     # -------------------------------------------------------------- what may happen
 

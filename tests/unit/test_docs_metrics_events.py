@@ -83,10 +83,10 @@ def test_every_label_is_explained() -> None:
 def test_every_reason_for_a_drop_is_explained() -> None:
     """The request path counts with these reasons, and with no others."""
     table = section(METRICS_PAGE, "Labels").split("Why a request ended without a reply:")[1]
-    path = Path(__file__).parents[2] / "edged" / "serve" / "pipeline.py"
-    source = path.read_text(encoding="utf-8")
+    folder = Path(__file__).parents[2] / "edged" / "serve"
+    source = "".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py")))
     written = set(re.findall(r'Unanswerable\([^")]*"(\w+)"', source))
-    written |= set(re.findall(r'"arrivals_dropped_total", "(\w+)"', source))
+    written |= set(re.findall(r'\.dropped\("(\w+)"', source))
 
     told = {row[0].strip("`") for row in rows(table)}
 

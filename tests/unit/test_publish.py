@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edged.serve.duplicates import Duplicates
 from edged.serve.publish import AckQueue, Publisher, PublisherPorts
 from edged.serve.request import Outcome, Receipt, Reply
 
@@ -13,7 +14,8 @@ class Link:
         self.said: list[tuple[str, object]] = []
         self.takes = True
         self._mid = 0
-        self.publisher = Publisher(PublisherPorts(self._send, self._acknowledge, self._ended))
+        ports = PublisherPorts(self._send, self._acknowledge, self._ended, self._repeated)
+        self.publisher = Publisher(ports, Duplicates())
 
     def _send(self, reply: Reply) -> int | None:
         if not self.takes:
@@ -28,6 +30,9 @@ class Link:
 
     def _ended(self, outcome: Outcome, sent: bool) -> None:  # noqa: FBT001  # the interface
         self.said.append(("ended" if sent else "unsent", outcome.receipt.order))
+
+    def _repeated(self, how: str) -> None:
+        self.said.append((how, ""))
 
     def take_said(self) -> list[tuple[str, object]]:
         """What was said since the last call."""
