@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import BinaryIO, Literal, TextIO
 
 from edged.client import Endpoint, InferClient, Message, Result, image_message, tensor_message
+from edged.client.infer_client import MOST_OUTSTANDING
 from edged.errors import BadParameterError, EdgedError, InputFileError
 from edged.load_generator import Load, Summary, one_at_a_time, open_loop, print_table, summarize
 from edged.sample_file import SampleFile, read_sample_file
@@ -83,7 +84,7 @@ def run(
             options.file, stdin or sys.stdin.buffer, input_name=options.input_name
         )
         messages = request_messages(sample, options.samples)
-        with InferClient(options.endpoint) as client:
+        with InferClient(options.endpoint, max_outstanding=MOST_OUTSTANDING) as client:
             summary = _measure(client, options, messages, err)
     except (EdgedError, ValueError) as error:
         print(f"edged bench: {error}", file=err)

@@ -208,6 +208,8 @@ class ReplyTooLargeError(ServiceError):
 class InternalError(ServiceError):
     """Something that should not happen did; the log has the details, the reply has not."""
 
+    code = "internal"
+
 
 # ------------------------------------------------------------------ files, settings, device, build
 

@@ -28,7 +28,9 @@ CLASSIFICATION = "classification"
 """User property of an image request: answer so many largest entries of each output."""
 SOURCE = "source"
 """User property of a request: which camera or sensor it is of, for models that serve the latest."""
-TRACE_PROPERTIES = ("traceparent", "tracestate")
+TRACEPARENT = "traceparent"
+TRACESTATE = "tracestate"
+TRACE_PROPERTIES = (TRACEPARENT, TRACESTATE)
 """User properties copied to the reply (W3C Trace Context for MQTT)."""
 PRIORITIES = ("urgent", "normal", "background")
 

@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import final
 
 from edged import protocol
-from edged.client.link import Delivery, Endpoint, Link
+from edged.client.endpoint import Delivery, Endpoint
+from edged.client.link import Link
 from edged.control_plane import unpack
 
 _CONNECT_S = 10.0

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from edged.client import Endpoint
-from edged.client.link import Delivery, Link
+from edged.client.endpoint import Delivery
+from edged.client.link import Link
 from edged.errors import BrokerError
 from edged.metrics import METRICS, quantile
 from edged.protocol import Topics

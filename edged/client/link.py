@@ -1,108 +1,51 @@
-"""The client's connection to the broker; the only client file that knows paho.
+"""The client's connection to the broker, over `edged.mqtt`, and the thread that keeps it up.
 
-Callbacks run on paho's network thread. They hand a `Delivery` over or set an event, and no
-exception leaves them: paho's thread would die of one silently.
+The thread owns the socket; any thread may publish, which sends at once where the socket takes it.
+What has come is handed over without the lock: whoever is told may publish, and may take locks of
+its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import socket
-import ssl
+import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
-import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
-from paho.mqtt.subscribeoptions import SubscribeOptions
-
-from edged import protocol
-from edged.errors import BrokerError, PayloadTooLargeError
+from edged.backoff import Backoff
+from edged.client.endpoint import Delivery, Endpoint, Publication
+from edged.errors import (
+    BadParameterError,
+    BrokerError,
+    BrokerProtocolError,
+    PayloadTooLargeError,
+)
+from edged.mqtt import codec, control, reason_codes
+from edged.mqtt.address import Address, open_stream
+from edged.mqtt.codec import PUBACK, PUBLISH
+from edged.mqtt.connection import Connection, Wake
+from edged.mqtt.control import CONNACK, DISCONNECT, PINGRESP, SUBACK, Connect
+from edged.mqtt.in_flight import InFlight, Outgoing
+from edged.mqtt.keep_alive import KeepAlive
+from edged.tls import client_context
 
 _LOG = logging.getLogger(__name__)
-# paho does not honour the broker's Receive Maximum, and takes no other window once connected. 20 is
-# mosquitto's default and the smallest of a common broker; more requests wait inside paho.
-_SEND_WINDOW = 20
-# What a PUBLISH needs besides its payload: fixed header, topics and properties, generously.
-_PACKET_OVERHEAD = 1024
+_KEEPALIVE_S = 30
+_SESSION_S = 120
+"""The broker keeps answers for so long while the connection is away."""
+_BACKOFF_S = (0.25, 10.0)
+_LOOP_S = 1.0
+_MAX_PACKET_BYTES = 268_435_455
+
+Deliver = Callable[[Delivery], None]
+Rejected = Callable[[bytes, int], None]
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """Where a device is reached.
-
-    Attributes:
-        device: its name, a level of every topic.
-        host: the broker's.
-        port: the broker's MQTT 5 listener.
-        root: first levels of every topic.
-        username: None: no login.
-        password: for the login.
-        tls: encrypt, and check the broker's certificate.
-        ca_file: certificate authorities instead of the system's; implies tls.
-    """
-
-    device: str
-    host: str = "127.0.0.1"
-    port: int = 1883
-    root: str = protocol.DEFAULT_ROOT
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    tls: bool = False
-    ca_file: Path | None = None
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """One PUBLISH that the broker delivered; absent properties are empty.
-
-    Attributes:
-        topic: topic name.
-        payload: the body.
-        correlation: Correlation Data.
-        content_type: Content Type.
-        user: user properties; of a name given twice the last one.
-        received: monotonic seconds, stamped on the network thread.
-    """
-
-    topic: str
-    payload: bytes
-    correlation: bytes
-    content_type: str
-    user: Mapping[str, str]
-    received: float
-
-
-@dataclass(frozen=True)
-class Publication:
-    """One PUBLISH to send; empty or None properties are left out."""
-
-    topic: str
-    payload: bytes
-    response_topic: str
-    correlation: bytes
-    content_type: str
-    user: Sequence[tuple[str, str]] = ()
-    expiry_s: int | None = None
-
-    def properties(self) -> Properties:
-        """The MQTT 5 properties."""
-        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho's
-        properties.ResponseTopic = self.response_topic
-        properties.CorrelationData = self.correlation
-        properties.ContentType = self.content_type
-        if self.user:
-            properties.UserProperty = list(self.user)
-        if self.expiry_s is not None:
-            properties.MessageExpiryInterval = max(1, self.expiry_s)
-        return properties
+def _nobody(_correlation: bytes, _reason: int) -> None:
+    pass
 
 
 class Link:
@@ -112,8 +55,13 @@ class Link:
         endpoint: the broker.
         client_id: MQTT client id.
         subscriptions: topic filters, QoS 1; the connection is ready when all are granted.
-        deliver: called with each delivery on the network thread; must not wait.
+        deliver: called with each delivery on the link's thread; must not wait.
         timeout_s: for the connection and the subscriptions.
+        rejected: called likewise with the correlation data of a message that the broker refuses or
+            has nobody for, and the reason code.
+
+    Raises:
+        ConfigError: a certificate or key cannot be read.
     """
 
     def __init__(
@@ -121,18 +69,56 @@ class Link:
         endpoint: Endpoint,
         client_id: str,
         subscriptions: Sequence[str],
-        deliver: Callable[[Delivery], None],
+        deliver: Deliver,
         timeout_s: float,
+        rejected: Rejected = _nobody,
     ) -> None:
-        self._where = f"{endpoint.host}:{endpoint.port}"
-        self._address = (endpoint.host, endpoint.port)
+        tls = endpoint.tls or endpoint.ca_file or endpoint.cert_file
+        context = client_context(endpoint, "the client's endpoint") if tls else None
+        self._address = Address(
+            endpoint.host, endpoint.port, endpoint.transport, context, endpoint.websocket_path
+        )
+        self._endpoint = endpoint
+        self._client_id = client_id
         self._subscriptions = tuple(subscriptions)
         self._deliver = deliver
+        self._rejected = rejected
         self._timeout_s = timeout_s
-        self._max_packet: int | None = None
-        self._ready = threading.Event()
-        self._refused: str | None = None
-        self._mqtt = self._make(endpoint, client_id)
+        self._started: Future[None] = Future()
+        self._stopping = threading.Event()
+        self._wake = Wake()
+        self._backoff = Backoff(*_BACKOFF_S)
+        self._keep_alive = KeepAlive(0, 0)
+        self._lock = threading.Lock()
+        self._connection: Connection | None = None
+        self._is_up = self._granted = self._clean_start = False
+        self._in_flight = InFlight()
+        self._sent: dict[int, bytes] = {}  # packet identifier -> correlation data
+        self._max_packet_bytes = 0
+        self._subscribing = 0
+        self._arrived: list[Delivery | tuple[bytes, int]] = []
+        self._thread = threading.Thread(target=self._run, name=client_id, daemon=True)
+
+    def __repr__(self) -> str:
+        state = "connected" if self._is_up else "not connected"
+        return f"<Link {self._address} {state}, {self._in_flight!r}>"
+
+    # ------------------------------------------------------------------ any thread
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the broker has accepted the connection."""
+        return self._is_up
+
+    def start(self) -> Future[None]:
+        """Begins to connect; done when every subscription is granted.
+
+        It ends with `BrokerError` if the broker cannot be reached or refuses. Later losses are
+        mended without a word.
+        """
+        self._started.set_running_or_notify_cancel()  # from now on it cannot be cancelled
+        self._thread.start()
+        return self._started
 
     def connect(self) -> None:
         """Connects, and returns when every subscription is granted.
@@ -140,114 +126,250 @@ class Link:
         Raises:
             BrokerError: the broker cannot be reached or refuses; the message says which.
         """
-        try:
-            self._mqtt.connect(*self._address, keepalive=30)
-        except (OSError, ValueError) as err:
-            raise BrokerError(
-                f"no MQTT broker at {self._where} ({err}); start it, or correct host and port"
-            ) from err
-        self._mqtt.loop_start()
-        if not self._ready.wait(self._timeout_s) or self._refused:
-            why = self._refused or f"no answer within {self._timeout_s:g} s; does it speak MQTT 5?"
-            self.close()
-            raise BrokerError(f"the MQTT broker at {self._where} did not let us in: {why}")
+        self.start().result()
 
     def close(self) -> None:
-        """Disconnects and ends the network thread. May be called twice."""
-        self._mqtt.disconnect()
-        self._mqtt.loop_stop()
+        """Disconnects and ends the thread. May be called twice, and before `start`."""
+        self._stopping.set()
+        self._wake.wake()
+        if self._thread.is_alive() and not self.on_its_thread():
+            self._thread.join()
+
+    def on_its_thread(self) -> bool:
+        """Whether the caller was called by this link, and must not wait for it."""
+        return threading.current_thread() is self._thread
 
     def publish(self, publication: Publication) -> None:
-        """Hands one message to paho, QoS 1; while the broker is away paho keeps it.
+        """Hands one message over, QoS 1; while the broker is away it is kept.
 
         Raises:
+            BadParameterError: the topic is none, or a property is too long.
             PayloadTooLargeError: larger than the broker takes.
         """
-        size = len(publication.payload) + _PACKET_OVERHEAD
-        # Sent all the same, it would end the connection, and again at every reconnect.
-        if self._max_packet is not None and size > self._max_packet:
-            raise PayloadTooLargeError(
-                f"the request needs about {size} bytes, the broker takes packets of at most "
-                f"{self._max_packet}; send fewer samples, or raise the broker's limit"
-            )
-        self._mqtt.publish(
-            publication.topic, publication.payload, qos=1, properties=publication.properties()
-        )
+        with self._lock:
+            mid = 0
+            try:
+                mid = self._in_flight.identifier()
+                head = publication.head(mid)
+            except ValueError as err:
+                self._in_flight.release(mid)
+                raise BadParameterError(f"the request cannot be sent: {err}") from err
+            size = len(head) + len(publication.payload)
+            # Sent all the same, it would end the connection, and again at every reconnect.
+            if self._max_packet_bytes and size > self._max_packet_bytes:
+                self._in_flight.release(mid)
+                raise PayloadTooLargeError(
+                    f"the request needs a packet of {size} bytes, the broker takes at most "
+                    f"{self._max_packet_bytes}; send fewer samples, or raise the broker's limit"
+                )
+            self._sent[mid] = publication.correlation
+            self._in_flight.put(Outgoing(mid, head, publication.payload))
+            self._send_due()
+            self._flush()
 
-    # ------------------------------------------------------------------ paho's side
+    def forget(self, correlation: bytes) -> None:
+        """Takes a message back if it was never sent, so that nothing piles up without a broker."""
+        with self._lock:
+            for mid, sent in self._sent.items():
+                if sent == correlation:
+                    if self._in_flight.forget(mid):
+                        del self._sent[mid]
+                    return
 
-    def _make(self, endpoint: Endpoint, client_id: str) -> mqtt.Client:
-        client = mqtt.Client(
-            CallbackAPIVersion.VERSION2, client_id, protocol=MQTTProtocolVersion.MQTTv5
-        )
-        client.suppress_exceptions = True  # the network thread must outlive any callback
-        client.connect_timeout = self._timeout_s
-        client.max_inflight_messages_set(_SEND_WINDOW)
-        client.reconnect_delay_set(1, 10)
-        if endpoint.username is not None:
-            client.username_pw_set(endpoint.username, endpoint.password)
-        if endpoint.tls or endpoint.ca_file:
-            client.tls_set_context(ssl.create_default_context(cafile=endpoint.ca_file))
-        client.on_socket_open = _without_delay
-        client.on_connect = self._on_connect
-        client.on_subscribe = self._on_subscribe
-        client.on_message = self._on_message
-        return client
+    def _send_due(self) -> None:
+        if (connection := self._connection) is not None and self._is_up:
+            for message in self._in_flight.due():
+                connection.put(message.begin())
+                if message.payload:
+                    connection.put(message.payload)
 
-    def _on_connect(
-        self,
-        client: mqtt.Client,
-        userdata: object,
-        flags: mqtt.ConnectFlags,
-        reason: ReasonCode,
-        properties: Properties | None,
-    ) -> None:  # network thread
-        del userdata, flags
-        if reason.is_failure:
-            self._refused = str(reason)
-            self._ready.set()
-            return
-        self._max_packet = getattr(properties, "MaximumPacketSize", None)
-        client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in self._subscriptions])
+    def _flush(self) -> None:
+        if (connection := self._connection) is not None:
+            with contextlib.suppress(OSError):  # the thread will find out
+                connection.flush()
+            if connection.unsent:
+                self._wake.wake()
 
-    def _on_subscribe(
-        self,
-        client: mqtt.Client,
-        userdata: object,
-        mid: int,
-        reasons: list[ReasonCode],
-        properties: Properties | None,
-    ) -> None:  # network thread
-        del client, userdata, mid, properties
-        refused = [
-            f"subscribing to {topic} was refused: {reason}"
-            for topic, reason in zip(self._subscriptions, reasons, strict=False)
-            if reason.is_failure
-        ]
-        self._refused = "; ".join(refused) or None
-        self._ready.set()
+    # ------------------------------------------------------------------ the link's thread
 
-    def _on_message(
-        self, client: mqtt.Client, userdata: object, message: mqtt.MQTTMessage
-    ) -> None:  # network thread
-        received = time.monotonic()
-        del client, userdata
-        properties = message.properties
-        delivery = Delivery(
-            message.topic,
-            bytes(message.payload),
-            getattr(properties, "CorrelationData", b""),
-            getattr(properties, "ContentType", ""),
-            dict(getattr(properties, "UserProperty", ())),
-            received,
-        )
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            reason = self._live()
+            with self._lock:
+                connection, self._connection = self._connection, None
+                self._is_up = False
+                self._in_flight.release(self._subscribing)
+                self._in_flight.disconnected()
+            if connection is not None:
+                connection.close()
+            self._hand_over()
+            if not self._started.done():
+                if connection is not None:
+                    reason = f"the MQTT broker at {self._address} did not let us in: {reason}"
+                self._started.set_exception(BrokerError(reason))
+                return
+            if not self._stopping.is_set():
+                _LOG.info("connection to %s lost (%s); connecting anew", self._address, reason)
+                chance = random.random()  # noqa: S311  # jitter, not a secret
+                self._stopping.wait(self._backoff.pause_s(time.monotonic(), chance))
+
+    def _live(self) -> str:
+        """One connection from its beginning to its end; returns why it ended."""
         try:
-            self._deliver(delivery)
-        except Exception:
-            _LOG.exception("a message from the broker could not be handled")
+            stream = open_stream(self._address, self._timeout_s)
+        except (OSError, BrokerError) as err:
+            return f"no MQTT broker at {self._address} ({err}); start it, or correct host and port"
+        try:
+            connection = Connection(stream, _MAX_PACKET_BYTES, self._wake)
+            with self._lock:
+                self._connection = connection
+                connection.put(control.encode_connect(self._asked()))
+            return self._exchange(connection)
+        except BrokerProtocolError as err:
+            # What it holds of the session may be what cannot be read: not again.
+            self._clean_start = True
+            self._say(control.encode_disconnect(err.reason))
+            return err.message
+        except (OSError, ValueError) as err:
+            return str(err)
+        except Exception as err:
+            _LOG.exception("the client's network loop failed; connecting anew")
+            return type(err).__name__
 
+    def _asked(self) -> Connect:
+        endpoint = self._endpoint
+        asked = Connect(
+            self._client_id,
+            None,
+            keepalive_s=_KEEPALIVE_S,
+            session_expiry_s=_SESSION_S,
+            username=endpoint.username,
+            password=endpoint.password if endpoint.username is not None else None,
+            clean_start=self._clean_start,
+        )
+        self._clean_start = False
+        return asked
 
-def _without_delay(client: mqtt.Client, userdata: object, sock: Any) -> None:
-    """Turns Nagle's algorithm off, which would hold a small packet back for up to 40 ms."""
-    del client, userdata
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def _exchange(self, connection: Connection) -> str:
+        until = time.monotonic() + self._timeout_s
+        self._keep_alive = KeepAlive(_KEEPALIVE_S, time.monotonic())
+        self._granted = False
+        while not self._stopping.is_set():
+            with self._lock:
+                self._flush_now(connection)
+            readable = connection.wait(min(_LOOP_S, self._timeout_s))
+            with self._lock:
+                ended = self._turn(connection, readable=readable)
+            self._hand_over()
+            if ended:
+                return ended
+            if not self._granted and time.monotonic() > until:
+                return f"no answer within {self._timeout_s:g} s; does it speak MQTT 5?"
+        self._say(control.encode_disconnect(end_session=True))
+        return "the client was closed"
+
+    def _flush_now(self, connection: Connection) -> None:
+        if connection.unsent and connection.flush():
+            self._keep_alive.sent(time.monotonic())
+
+    def _turn(self, connection: Connection, *, readable: bool) -> str:
+        now = time.monotonic()
+        if readable:
+            self._keep_alive.received(now)
+            for first, body in connection.packets():
+                if ended := self._handle(connection, first, body):
+                    return ended
+        due = self._keep_alive.due(now)
+        if due == "ping":
+            connection.put(control.PINGREQ)
+        self._flush_now(connection)
+        return reason_codes.name(reason_codes.KEEP_ALIVE_TIMEOUT) if due == "dead" else ""
+
+    def _say(self, farewell: bytes) -> None:
+        with self._lock, contextlib.suppress(OSError):
+            if self._connection is not None and self._is_up:
+                self._connection.put(farewell)
+                self._connection.flush()
+
+    def _hand_over(self) -> None:
+        """Tells what has come, without the lock."""
+        arrived, self._arrived = self._arrived, []
+        for item in arrived:
+            try:
+                if isinstance(item, Delivery):
+                    self._deliver(item)
+                else:
+                    self._rejected(*item)
+            except Exception:  # noqa: PERF203  # one that fails must not end the others
+                _LOG.exception("a message from the broker could not be handled")
+
+    # ------------------------------------------------------------------ packets, under the lock
+
+    def _handle(self, connection: Connection, first: int, body: memoryview) -> str:
+        """One packet; why the connection ends with it, else ""."""
+        kind = first & 0xF0
+        if not self._is_up and kind == CONNACK:
+            return self._on_connack(connection, control.decode_connack(body))
+        if not self._is_up or kind not in {PUBLISH, PUBACK, SUBACK, DISCONNECT, PINGRESP}:
+            raise BrokerProtocolError(
+                f"it sent a packet of type {first >> 4} out of turn", reason_codes.PROTOCOL_ERROR
+            )
+        if kind == PUBLISH:
+            self._on_publish(connection, first, body)
+        elif kind == PUBACK:
+            self._on_puback(*codec.decode_puback(body))
+        elif kind == SUBACK:
+            return self._on_suback(*control.decode_suback(body))
+        elif kind == DISCONNECT:
+            return reason_codes.name(control.decode_disconnect(body))
+        return ""
+
+    def _on_connack(self, connection: Connection, granted: control.ConnAck) -> str:
+        if granted.reason:
+            return reason_codes.name(granted.reason)
+        now = time.monotonic()
+        self._backoff.connected(now)
+        if granted.keepalive_s is not None:
+            self._keep_alive = KeepAlive(granted.keepalive_s, now)
+        self._is_up = True
+        self._max_packet_bytes = granted.max_packet_bytes
+        # Before what is sent again: its answers must find the subscription.
+        self._subscribing = self._in_flight.identifier()
+        connection.put(control.encode_subscribe(self._subscribing, self._subscriptions))
+        self._in_flight.connected(granted.receive_maximum, session_present=granted.session_present)
+        self._send_due()
+        return ""
+
+    def _on_suback(self, mid: int, reasons: tuple[int, ...]) -> str:
+        self._in_flight.release(mid)
+        refused = [
+            f"subscribing to {topic} was refused: {reason_codes.name(reason)}"
+            for topic, reason in zip(self._subscriptions, reasons, strict=False)
+            if reason >= reason_codes.FAILURE
+        ]
+        self._granted = not refused
+        if not refused and not self._started.done():
+            self._started.set_result(None)
+        return "; ".join(refused)
+
+    def _on_publish(self, connection: Connection, first: int, body: memoryview) -> None:
+        message = codec.decode_publish(first, body)
+        if message.qos:
+            connection.put(codec.encode_puback(message.mid))
+        self._arrived.append(
+            Delivery(
+                message.topic,
+                bytes(message.payload),
+                message.correlation or b"",
+                message.content_type,
+                message.user or {},
+                time.monotonic(),
+            )
+        )
+
+    def _on_puback(self, mid: int, reason: int) -> None:
+        if self._in_flight.acknowledged(mid):
+            correlation = self._sent.pop(mid, b"")
+            if reason:
+                self._arrived.append((correlation, reason))
+            self._send_due()

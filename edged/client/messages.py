@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edged import protocol, v2
+from edged.client.result import reply_error
 from edged.errors import BadParameterError, ClientError, ReplyError
 
 Array = npt.NDArray[Any]
@@ -70,12 +71,12 @@ def tensor_message(
     return Message(payload, protocol.OCTET_STREAM, header_length)
 
 
-def image_message(image: bytes, content_type: str, *, classes: int = 0) -> Message:
+def image_message(image: bytes, content_type: str = "", *, classes: int = 0) -> Message:
     """A request that is one PNG or JPEG file's content.
 
     Args:
         image: the file's content.
-        content_type: `edged.protocol.PNG` or `JPEG`.
+        content_type: `edged.protocol.PNG` or `JPEG`; "": what the image begins like.
         classes: so many best entries of each output as ``value:index[:label]``; 0: the outputs.
 
     Raises:
@@ -83,12 +84,18 @@ def image_message(image: bytes, content_type: str, *, classes: int = 0) -> Messa
     """
     if classes < 0:
         raise BadParameterError(f"classes is {classes}: it must be at least 0")
+    content_type = content_type or _looks_like(image)
     if content_type not in {protocol.PNG, protocol.JPEG}:
         raise BadParameterError(
             f"content type {content_type!r} must be {protocol.PNG} or {protocol.JPEG}; "
             "send other data as arrays"
         )
     return Message(image, content_type, classes=classes)
+
+
+def _looks_like(image: bytes) -> str:
+    begins = ((b"\x89PNG\r\n\x1a\n", protocol.PNG), (b"\xff\xd8\xff", protocol.JPEG))
+    return next((kind for magic, kind in begins if image.startswith(magic)), "unknown")
 
 
 def read_reply(payload: bytes, content_type: str, user: Mapping[str, str]) -> Reply:
@@ -122,9 +129,9 @@ def _error(payload: bytes, status: int) -> ReplyError:
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        return ReplyError("the device gave no reason", code="unknown", status=status)
+        return reply_error("the device gave no reason", code="unknown", status=status)
     after = document.get("retry_after_ms")
-    return ReplyError(
+    return reply_error(
         str(document.get("error", "the device gave no reason")),
         code=str(document.get("code", "unknown")),
         status=status,

@@ -159,6 +159,7 @@ def encode_properties(
     content_type: str,
     correlation: bytes | None,
     user: Iterable[tuple[str, str]],
+    response_topic: str = "",
 ) -> bytes:
     """The properties of a PUBLISH behind their length (MQTT 5, 3.3.2.3).
 
@@ -167,6 +168,7 @@ def encode_properties(
         content_type: "" for none.
         correlation: Correlation Data, None for none.
         user: user properties in their order.
+        response_topic: "" for none.
 
     Raises:
         ValueError: one is longer than 65,535 bytes.
@@ -174,6 +176,8 @@ def encode_properties(
     fields = b"".join([properties.user(name, value) for name, value in user])
     if correlation is not None:
         fields = bytes((_CORRELATION,)) + properties.field(correlation) + fields
+    if response_topic:
+        fields = properties.text(Property.RESPONSE_TOPIC, response_topic) + fields
     if content_type:
         fields = _content_type(content_type) + fields
     if expiry_s is not None:

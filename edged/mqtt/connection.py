@@ -27,6 +27,9 @@ class Wake:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._woken = False
 
+    def __del__(self) -> None:
+        os.close(self.fd)
+
     def wake(self) -> None:
         """From any thread, after what it is about was queued; many at once cost one call."""
         if not self._woken:

@@ -1,6 +1,6 @@
 """The packets that come once in a while: CONNECT, SUBSCRIBE, PINGREQ, DISCONNECT and answers. Pure.
 
-Written for a client that never starts clean, brings one will, and subscribes with QoS 1.
+Written for clients that bring at most one will, and subscribe with QoS 1.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Connect:
 
     Attributes:
         client_id: names the session.
-        will: its will.
+        will: its will, None for none.
         version: `MQTT_5` or `MQTT_3`.
         keepalive_s: longest silence.
         session_expiry_s: the broker keeps the session for so long (MQTT 5).
@@ -49,10 +49,11 @@ class Connect:
         max_packet_bytes: largest packet that is taken (MQTT 5).
         username: None for none.
         password: None for none; not shown.
+        clean_start: the broker forgets the session that it may have.
     """
 
     client_id: str
-    will: Will
+    will: Will | None
     version: int = MQTT_5
     keepalive_s: int = 30
     session_expiry_s: int = 0
@@ -60,6 +61,7 @@ class Connect:
     max_packet_bytes: int = 268_435_455
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    clean_start: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,17 +97,14 @@ def _block(*fields: bytes) -> bytes:
 
 
 def encode_connect(asked: Connect) -> bytes:
-    """A CONNECT that goes on with the session there is.
+    """A CONNECT.
 
     Raises:
         ValueError: a field is longer than 65,535 bytes.
     """
-    flags = _WILL | _WILL_QOS_1 | _WILL_RETAIN
+    flags = _CLEAN_START if asked.clean_start else 0
     flags |= _USER_NAME if asked.username is not None else 0
     flags |= _PASSWORD if asked.password is not None else 0
-    body = properties.field(b"MQTT") + bytes((asked.version, flags))
-    body += asked.keepalive_s.to_bytes(2, "big")
-    will = asked.will
     block = will_block = b""
     if asked.version == MQTT_5:
         block = _block(
@@ -113,10 +112,16 @@ def encode_connect(asked: Connect) -> bytes:
             properties.number(Property.RECEIVE_MAXIMUM, asked.receive_maximum),
             properties.number(Property.MAXIMUM_PACKET_SIZE, asked.max_packet_bytes),
         )
-        will_block = _block(properties.number(Property.WILL_DELAY, will.delay_s))
-    texts = [will.topic.encode(), will.payload]
+    texts = []
+    if (will := asked.will) is not None:
+        flags |= _WILL | _WILL_QOS_1 | _WILL_RETAIN
+        texts = [will.topic.encode(), will.payload]
+        if asked.version == MQTT_5:
+            will_block = _block(properties.number(Property.WILL_DELAY, will.delay_s))
     texts += [text.encode() for text in (asked.username, asked.password) if text is not None]
-    body += block + properties.field(asked.client_id.encode()) + will_block
+    body = properties.field(b"MQTT") + bytes((asked.version, flags))
+    body += asked.keepalive_s.to_bytes(2, "big") + block
+    body += properties.field(asked.client_id.encode()) + will_block
     return _packet(0x10, body + b"".join(map(properties.field, texts)))
 
 
@@ -178,8 +183,19 @@ def decode_suback(body: memoryview, version: int = MQTT_5) -> tuple[int, tuple[i
     return int.from_bytes(body[:2], "big"), tuple(body[at:])
 
 
-def encode_disconnect(reason: int = 0, version: int = MQTT_5) -> bytes:
-    """A DISCONNECT; with reason 0 the will is discarded."""
+def encode_disconnect(
+    reason: int = 0, version: int = MQTT_5, *, end_session: bool = False
+) -> bytes:
+    """A DISCONNECT; with reason 0 the will is discarded.
+
+    Args:
+        reason: reason code.
+        version: `MQTT_5` or `MQTT_3`.
+        end_session: the broker need not keep the session (MQTT 5).
+    """
+    if version == MQTT_5 and end_session:
+        block = _block(properties.number(Property.SESSION_EXPIRY, 0))
+        return _packet(DISCONNECT, bytes((reason,)) + block)
     if version == MQTT_3 or not reason:
         return bytes((DISCONNECT, 0))
     return bytes((DISCONNECT, 1, reason))

@@ -75,6 +75,15 @@ class InFlight:
         """A message is to be sent, in its turn."""
         self._waiting.append(message)
 
+    def forget(self, mid: int) -> bool:
+        """Takes back what was never sent; False if it was, or there is no such message."""
+        for at, message in enumerate(self._waiting):
+            if message.mid == mid and not message.dup:
+                del self._waiting[at]
+                self._taken.discard(mid)
+                return True
+        return False
+
     def due(self) -> Iterator[Outgoing]:
         """What may be sent now, in order; it counts as sent."""
         while self._waiting and len(self._sent) < self._window:

@@ -32,7 +32,8 @@ sys.path.insert(0, str(ROOT))
 from edged.build.dataset import SampleBatch, load_dataset, model_inputs  # noqa: E402  # needs the path above
 from edged.build.pipeline import build_model  # noqa: E402
 from edged.client import Endpoint, InferClient, Message, tensor_message  # noqa: E402
-from edged.client.link import Delivery, Link, Publication  # noqa: E402
+from edged.client.endpoint import Delivery, Publication  # noqa: E402
+from edged.client.link import Link  # noqa: E402
 from edged.engine_store import Engine, EngineStore  # noqa: E402
 from edged.load_generator import OK, Answer, one_at_a_time  # noqa: E402
 from edged.protocol import HEADER_LENGTH, Topics  # noqa: E402

@@ -5,8 +5,10 @@ For tests of the client only: what a real device answers is tested with the real
 
 from __future__ import annotations
 
+import secrets
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, final
@@ -68,6 +70,7 @@ class Responder:
         port: the broker's.
         answer: the replies to send after each request, on the network thread.
         topics: the device it plays.
+        session_s: the broker keeps its session for so long.
     """
 
     def __init__(
@@ -76,20 +79,30 @@ class Responder:
         port: int,
         answer: Callable[[Asked], Sequence[Said]] = doubled,
         topics: Topics = Topics(protocol.DEFAULT_ROOT, "double"),  # noqa: B008  # frozen
+        session_s: int = 0,
     ) -> None:
         self.asked: list[Asked] = []
+        self.first: Future[Asked] = Future()
         self.topics = topics
         self._answer = answer
         self._subscribed = threading.Semaphore(0)
-        self._mqtt = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
+        self._mqtt = mqtt.Client(
+            CallbackAPIVersion.VERSION2,
+            f"responder-{secrets.token_hex(4)}",
+            protocol=MQTTProtocolVersion.MQTTv5,
+        )
         self._mqtt.reconnect_delay_set(1, 1)
         self._mqtt.on_connect = self._on_connect
         self._mqtt.on_subscribe = self._on_subscribe
         self._mqtt.on_message = self._on_message
         self._address = (host, port)
+        self._keeps = session_s > 0
+        self._session = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho's
+        self._session.SessionExpiryInterval = session_s
 
     def __enter__(self) -> Responder:
-        self._mqtt.connect(*self._address)
+        # mosquitto 2.0.11 keeps no session over its restart that began clean.
+        self._mqtt.connect(*self._address, clean_start=not self._keeps, properties=self._session)
         self._mqtt.loop_start()
         self.wait_subscribed()
         return self
@@ -142,3 +155,5 @@ class Responder:
         self.asked.append(asked)
         for said in self._answer(asked):
             self.say(said)
+        if not self.first.done():
+            self.first.set_result(asked)

@@ -15,7 +15,13 @@ import pytest
 
 from edged import protocol
 from edged.client import Endpoint, InferClient, image_message, tensor_message
-from edged.errors import BadParameterError, BrokerError, PayloadTooLargeError, ReplyError
+from edged.errors import (
+    BadParameterError,
+    BrokerError,
+    PayloadTooLargeError,
+    QueueFullError,
+    ReplyError,
+)
 from tests.doubles.broker import Mosquitto, free_port
 from tests.doubles.responder import Asked, Responder, Said, doubled
 
@@ -115,6 +121,7 @@ def test_error_reply_is_raised_with_its_code(broker: Mosquitto) -> None:
     error = caught.value
     assert (error.code, error.status, error.retryable) == ("queue_full", 429, True)
     assert error.retry_after_ms == 40
+    assert isinstance(error, QueueFullError)
 
 
 def test_unreadable_reply_fails_its_request_only(broker: Mosquitto) -> None:
@@ -205,8 +212,9 @@ def test_closing_fails_what_is_outstanding(broker: Mosquitto) -> None:
 def test_small_packets_are_not_held_back(broker: Mosquitto) -> None:
     """Nagle's algorithm is off on the client's socket."""
     with InferClient(endpoint(broker)) as client:
-        sock = client._link._mqtt.socket()
-        assert isinstance(sock, socket.socket)
+        connection = client._link._connection
+        assert connection is not None
+        sock = connection._stream._socket  # type: ignore[attr-defined]  # a plain one has it
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 

@@ -123,7 +123,7 @@ def test_nobody_there_is_one_line_and_exit_1(
         (InferOptions(replace(endpoint, port=free_port()), "digits", file), "no MQTT broker"),
         (
             InferOptions(replace(endpoint, device="elsewhere"), "digits", file, timeout_s=0.2),
-            "has no status there",
+            "nobody takes requests of device 'elsewhere'",
         ),
         (InferOptions(endpoint, "digits", str(tmp_path / "none.npz")), "No such file"),
         (InferOptions(replace(endpoint, device="a/b"), "digits", file), "device name 'a/b'"),

@@ -62,6 +62,18 @@ class Broker(RuleBasedStateMachine):
         self.accepted.remove(number)
         self.look()
 
+    @precondition(lambda self: self.names)
+    @rule(data=st.data())
+    def forget(self, data: st.DataObject) -> None:
+        """One is not wanted any more: gone if the broker cannot have seen it, else it stays."""
+        mid = data.draw(st.sampled_from(sorted(self.names)))
+        number = self.names[mid]
+        unseen = number not in self.on_wire and number not in self.ever_sent
+        assert self.in_flight.forget(mid) == unseen
+        if unseen:
+            del self.names[mid]
+            self.accepted.remove(number)
+
     @precondition(lambda self: not self.window)
     @rule(window=st.integers(1, 4), kept=st.booleans())
     def connect(self, window: int, kept: bool) -> None:  # noqa: FBT001  # a plain fact

@@ -27,13 +27,14 @@ MALFORMED, PROTOCOL = 0x81, 0x82
 
 
 def test_paho_reads_what_was_written() -> None:
-    """All four properties, in order, with text beyond ASCII and a length of two bytes."""
+    """All five properties, in order, with text beyond ASCII and a length of two bytes."""
     user = (("a", "b"), ("ü", "c" * 300), ("a", "d"))
     read: Any = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho has no types
 
-    read.unpack(encode_properties(7, "application/json", b"\x00\xff", user))
+    read.unpack(encode_properties(7, "application/json", b"\x00\xff", user, "a/ü"))
 
     assert read.CorrelationData == b"\x00\xff"
+    assert read.ResponseTopic == "a/ü"
     assert read.ContentType == "application/json"
     assert read.MessageExpiryInterval == 7
     assert read.UserProperty == list(user)

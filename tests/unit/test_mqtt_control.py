@@ -43,6 +43,14 @@ def test_connect_of_mqtt_3() -> None:
     assert encode_connect(Connect("me", WILL, MQTT_3, username="user")) == packet(0x10, body)
 
 
+def test_connect_without_a_will_and_clean() -> None:
+    """A client that leaves nothing behind has neither will nor its properties."""
+    properties = bytes.fromhex("11 00000000 21 ffff 27 0fffffff")
+    body = field(b"MQTT") + bytes((5, 0b0000_0010)) + b"\x00\x1e" + bytes((len(properties),))
+    body += properties + field(b"me")
+    assert encode_connect(Connect("me", None, clean_start=True)) == packet(0x10, body)
+
+
 @pytest.mark.parametrize(
     ("body", "version", "granted"),
     [
@@ -99,6 +107,9 @@ def test_disconnect_says_why() -> None:
     """Ours has a reason in MQTT 5 alone; the broker's may have properties."""
     assert encode_disconnect() == b"\xe0\x00"
     assert encode_disconnect(0x81) == b"\xe0\x01\x81"
+    ending = packet(0xE0, bytes.fromhex("00 05 11 00000000"))
+    assert encode_disconnect(end_session=True) == ending
+    assert encode_disconnect(0, MQTT_3, end_session=True) == b"\xe0\x00"
     assert encode_disconnect(0x81, MQTT_3) == b"\xe0\x00"
     assert decode_disconnect(memoryview(b"")) == 0
     assert decode_disconnect(memoryview(b"\x8e")) == reason_codes.SESSION_TAKEN_OVER

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edged.client.link import Delivery
+from edged.client.endpoint import Delivery
 from edged.metrics import Metrics
 from edged.protocol import Topics
 from edged.top import HEADINGS, Watch, closed_by, head, rows, shown, table
