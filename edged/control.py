@@ -23,6 +23,7 @@ from edged.serve.devices import Devices
 from edged.serve.models import ModelHost
 from edged.serve.mqtt import BrokerLink
 from edged.serve.pipeline import Pipeline
+from edged.serve.pool import Membership
 from edged.settings import Settings
 
 
@@ -36,6 +37,7 @@ class Parts:
     pipeline: Pipeline
     link: BrokerLink
     metrics: Metrics
+    pool: Membership
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ class Control:
 
     def _drain(self) -> dict[str, object]:
         self.held = True
+        self._parts.pool.leave()
         self._parts.room.drain()
         self._ports.wake()
         return {"state": "draining", "outstanding": self._parts.pipeline.outstanding}
@@ -153,6 +156,7 @@ class Control:
             raise DrainingError("the service is stopping; it takes requests after its next start")
         self.held = False
         self._parts.room.resume()
+        self._parts.pool.join()
         self._ports.wake()
         return {"state": "online"}
 

@@ -6,17 +6,14 @@ that were not acknowledged are delivered again.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 import os
-import queue
-import signal
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from edged import __version__, logs, sd_notify
 from edged.control import Control, ControlPorts, Parts
@@ -24,7 +21,7 @@ from edged.engine_store import EngineStore
 from edged.errors import EdgedError
 from edged.events import Degraded, Disconnected, Event, Started, Stopping
 from edged.metrics import Metrics
-from edged.protocol import JSON, Topics
+from edged.protocol import JSON, PoolTopics, Topics
 from edged.rebuild import Rebuilds, build_command
 from edged.report.configuration import ConfigurationPorts, settings_at_start
 from edged.report.pipeline import Beginning, ReportLine, ServicePorts
@@ -38,13 +35,13 @@ from edged.serve.duplicates import Duplicates
 from edged.serve.models import ModelHost
 from edged.serve.mqtt import BrokerLink
 from edged.serve.pipeline import Pipeline, Sender, Watchers
+from edged.serve.pool import Membership
 from edged.serve.request import LinkDown, LinkUp, Outcome, Reply
 from edged.settings import Settings, load_settings
+from edged.signals import EX_CUT_OFF, Signals
 
 log = logging.getLogger(__name__)
 
-EX_CUT_OFF = os.EX_TEMPFAIL
-"""Exit code when the drain limit ended requests in hand; the broker delivers them again."""
 LOOK_S = 0.5
 """The main thread looks after the others so often, and at least twice in a watchdog interval."""
 HEAR_S = 5.0
@@ -88,24 +85,23 @@ class Service:
         self._rebuilds = Rebuilds(command, enabled=settings.serve.rebuild)
         self._room = WaitingRoom({}, Admission(settings.serve.queue_samples).refusal)
         self._down_since: float | None = None
-        # Put from a signal handler: an Event would take a lock that this thread may hold.
-        self._woken: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._signals = signals = Signals()
         self._out: tuple[str, ...] = ()  # devices that were out when it was told last
-        self._stops = 0
-        self._reload = False
         self._engines_due = False
         self._loader: threading.Thread | None = None
         self._devices = devices = Devices(
-            host, self._room, metrics, Notice(self._emit, self._wake, self._warming)
+            host, self._room, metrics, Notice(self._emit, signals.wake, self._warming)
         )
         serve = settings.serve
         limits = Limits(serve.max_request_bytes, serve.max_request_samples, serve.max_deadline_s)
+        pool = PoolTopics(topics.root, serve.pool) if serve.pool else None
         self._pipeline = Pipeline(
             Decoder(
                 topics,
                 host.manifest,
                 limits=limits,
                 reply_prefixes=serve.reply_prefixes,
+                pool=pool,
                 unavailable=host.refused,
             ),
             devices.formats,
@@ -120,13 +116,14 @@ class Service:
             settings.broker,
             f"edged-{settings.device.name}",
             topics.status,
-            topics.subscriptions,
+            topics.subscriptions + (pool.subscriptions if pool else ()),
             pipeline.handlers(self._status.document),
             metrics,
         )
-        parts = Parts(host, self._room, devices, pipeline, self._link, metrics)
+        self._pool = Membership(pool, self._link.subscriptions, settings.broker.receive_maximum)
+        parts = Parts(host, self._room, devices, pipeline, self._link, metrics, self._pool)
         self._control = control = Control(
-            parts, ControlPorts(self._wake, self._ask_reload, self._emit)
+            parts, ControlPorts(signals.wake, signals.ask_reload, self._emit)
         )
         self._reports = ReportLine(
             beginning,
@@ -150,16 +147,16 @@ class Service:
 
     def run(self, began: float) -> int:
         """Starts, serves, and ends; returns the exit code."""
-        self._catch_signals()
+        self._signals.catch()
         self._reports.start()
         if not self._host.wanted():
             return self._nothing_to_serve([])
         self._link.start(subscribe=False)  # it connects while models are warmed
-        early = self._devices.load(lambda: self._stops > 0)
+        early = self._devices.load(lambda: self._signals.stops > 0)
         asked = self._host.outdated
-        if not self._host.models and self._rebuilds.wait(asked, lambda: self._stops > 0):
-            early += self._devices.load(lambda: self._stops > 0)
-        if self._stops or not self._host.models:
+        if not self._host.models and self._rebuilds.wait(asked, lambda: self._signals.stops > 0):
+            early += self._devices.load(lambda: self._signals.stops > 0)
+        if self._signals.stops or not self._host.models:
             self._link.stop(self._status.document("offline", self._link.epoch))
             return self._nothing_to_serve(early)
         running = self._devices.start(self._pipeline.done)
@@ -174,7 +171,7 @@ class Service:
 
     def _nothing_to_serve(self, events: list[Event]) -> int:
         """Reports why, and hears what is desired by now: it may mend the next start."""
-        if not self._stops:
+        if not self._signals.stops:
             log.critical(
                 "no model can be served; build one with: edged build MODEL, then see: edged doctor",
                 extra={"refused": dict(self._host.refused)},
@@ -182,21 +179,21 @@ class Service:
         for event in events:
             self._reports.emit(event)
         until = time.monotonic() + HEAR_S
-        while not (self._stops or self._reports.heard()) and time.monotonic() < until:
-            self._sleep(LOOK_S)
+        while not (self._signals.stops or self._reports.heard()) and time.monotonic() < until:
+            self._signals.sleep(LOOK_S)
         self._reports.stop(1.0)
-        return os.EX_OK if self._stops else os.EX_UNAVAILABLE
+        return os.EX_OK if self._signals.stops else os.EX_UNAVAILABLE
 
     def _wait_until_ready(self, began: float, early: list[Event]) -> None:
         until = time.monotonic() + self._settings.broker.offline_after_s
-        while not self._link.connected.is_set() and not self._stops:
+        while not self._link.connected.is_set() and not self._signals.stops:
             left = until - time.monotonic()
             if left <= 0:
                 break
             sd_notify.notify(extend_timeout_s=60)
             self._link.connected.wait(min(left, LOOK_S))
         self._status.change("online")
-        self._link.subscribe()
+        self._link.subscriptions.ask()
         self._publish_status()
         offline = not self._link.connected.is_set()
         took = round(time.monotonic() - began, 3)
@@ -211,7 +208,7 @@ class Service:
         interval = sd_notify.watchdog_interval_s()
         pause = min(LOOK_S, interval / 2) if interval else LOOK_S
         said = ""
-        while not self._stops:
+        while not self._signals.stops:
             if fatal := self._fatal():
                 return fatal
             stuck = self._pipeline.stuck(time.monotonic(), self._settings.serve.stuck_s) or ""
@@ -221,9 +218,9 @@ class Service:
             if not stuck:
                 sd_notify.notify(watchdog=True)
             self._tell_state()
-            self._sleep(pause)
-            if self._reload:
-                self._reload = False
+            self._signals.sleep(pause)
+            if self._signals.reload:
+                self._signals.reload = False
                 self._read_settings_again()
                 self._engines_due = True  # also where no setting changed
             if self._rebuilds.look(self._host.outdated):
@@ -263,7 +260,9 @@ class Service:
         self._status.change("draining")
         self._publish_status()
         limit = self._settings.serve.drain_s
-        left = self._pipeline.drain(limit)
+        arrived = partial(self._metrics.total, "arrivals_total")
+        took = self._pool.leave_empty(lambda: self._pipeline.outstanding, arrived, limit / 2)
+        left = self._pipeline.drain(limit - took)
         if left:
             log.warning(
                 "%d requests were cut off after serve.drain_s = %g s; the broker delivers those of "
@@ -288,33 +287,7 @@ class Service:
         # Other threads may be stuck in native code: no orderly end is possible.
         os._exit(os.EX_SOFTWARE)
 
-    # -------------------------------------------------------------- signals
-
-    def _wake(self) -> None:
-        self._woken.put(None)
-
-    def _sleep(self, seconds: float) -> None:
-        with contextlib.suppress(queue.Empty):
-            self._woken.get(timeout=seconds)
-            while True:
-                self._woken.get_nowait()
-
-    def _catch_signals(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGHUP:
-            self._ask_reload()
-        else:
-            self._stops += 1
-            if self._stops > 1:
-                os._exit(EX_CUT_OFF)  # asked twice: now
-            self._wake()
-
-    def _ask_reload(self) -> None:
-        self._reload = True
-        self._wake()
+    # -------------------------------------------------------------- settings and engines
 
     def _read_settings_again(self) -> None:
         """Takes over what may change live, and new engines from the store, in the background."""
@@ -336,7 +309,7 @@ class Service:
         self._room.set_rule(Admission(settings.serve.queue_samples).refusal)
         self._reports.configure(settings)
         self._engines_due = True
-        self._wake()
+        self._signals.wake()
 
     def _load_due_engines(self) -> None:
         """Has new engines loaded, one after the other: a reload during a load is not forgotten."""
@@ -347,10 +320,10 @@ class Service:
 
     def _refresh(self) -> None:
         """On the loader thread: engines that are new in the store take over."""
-        for event in self._devices.load(lambda: self._stops > 0):
+        for event in self._devices.load(lambda: self._signals.stops > 0):
             self._reports.emit(event)
         self._reports.announce()
-        self._wake()
+        self._signals.wake()
 
     # -------------------------------------------------------------- status and reports
 

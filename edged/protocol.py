@@ -44,6 +44,10 @@ MAX_CORRELATION_BYTES = 1024
 MAX_RESPONSE_TOPIC_BYTES = 1024
 MAX_SOURCE_CHARS = 128
 OK = 200
+DEVICE = "device"
+"""User property of a reply to a pool's request: which device answered."""
+POOL = "pool"
+"""Level of a pool's topics where others have the device's name; no device may have it."""
 
 STREAM = "stream"
 """User property of a batch: one of `STREAMS`."""
@@ -84,12 +88,14 @@ class RequestTopic:
         client: MQTT 3.1.1 form only: the requester's name, else "".
         request_id: MQTT 3.1.1 form only: the request's name, else "".
         priority: as sent, unchecked; "" where the topic names none.
+        pooled: it was sent to a pool.
     """
 
     model: str
     client: str = ""
     request_id: str = ""
     priority: str = ""
+    pooled: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,8 @@ class Topics:
             raise ValueError(
                 f"device name {self.device!r} must be one topic level without '/', '+' or '#'"
             )
+        if self.device == POOL:
+            raise ValueError(f"device name {POOL!r} is taken by the topics of pools")
 
     @property
     def base(self) -> str:
@@ -230,6 +238,64 @@ class Topics:
         return None
 
 
+@dataclass(frozen=True)
+class PoolTopics:
+    """Topics of a pool: devices that share the requests of one queue.
+
+    MQTT 3.1.1 has no form of its own here: with it the answer's address is in the topic, which
+    would get more than `MAX_SLASHES`.
+
+    Attributes:
+        root: first levels, as of the devices.
+        pool: the pool's name, one level.
+
+    Raises:
+        ValueError: the name is no topic level.
+    """
+
+    root: str
+    pool: str
+
+    def __post_init__(self) -> None:
+        if not is_level(self.pool):
+            raise ValueError(
+                f"pool name {self.pool!r} must be one topic level without '/', '+' or '#'"
+            )
+
+    @property
+    def base(self) -> str:
+        """``{root}/pool/{pool}``."""
+        return f"{self.root}/{POOL}/{self.pool}"
+
+    def infer(self, model: str) -> str:
+        """Where requests for a model go."""
+        return f"{self.base}/infer/{model}"
+
+    def infer_class(self, model: str, priority: str) -> str:
+        """Where requests of one class (`PRIORITIES`) for a model may go."""
+        return f"{self.base}/infer/{model}/{priority}"
+
+    def reply(self, client: str) -> str:
+        """The response topic that clients of the pool use unless they are configured otherwise."""
+        return f"{self.root}/{POOL}/reply/{client}"
+
+    @property
+    def subscriptions(self) -> tuple[str, ...]:
+        """Shared filters: the broker gives each request to one of the pool's devices."""
+        infer = f"$share/{self.pool}/{self.base}/infer/+"
+        return (infer, f"{infer}/+")
+
+    def parse_request(self, topic: str) -> RequestTopic | None:
+        """Reads a request topic; None if it is none of this pool's."""
+        prefix = f"{self.base}/infer/"
+        if not topic.startswith(prefix):
+            return None
+        levels = topic[len(prefix) :].split("/")
+        if len(levels) > 2 or (len(levels) == 2 and not levels[1]):
+            return None
+        return RequestTopic(levels[0], priority=levels[1] if len(levels) == 2 else "", pooled=True)
+
+
 TELEMETRY_KINDS = ("metrics",)
 STREAMS = ("result", "telemetry", "event", "rollout")
 """What goes up through the outbox; each stream has sequence numbers of its own."""
@@ -237,7 +303,7 @@ COMMANDS = ("drain", "resume", "reload", "get-config", "get-metrics", "diagnose"
 
 
 def check_response_topic(
-    topic: str, root: str, own: Iterable[Topics], extra_prefixes: Sequence[str] = ()
+    topic: str, root: str, own: Iterable[Topics | PoolTopics], extra_prefixes: Sequence[str] = ()
 ) -> str | None:
     """Why a requester's response topic may not be published to; None if it may.
 

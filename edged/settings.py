@@ -47,6 +47,13 @@ class DeviceSettings(_Section):
     root: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)?$")] = "edged/v1"
     """First levels of every topic."""
 
+    @field_validator("name")
+    @classmethod
+    def _not_taken(cls, value: str) -> str:
+        if value == "pool":
+            raise ValueError("'pool' is taken by the topics of pools; choose another name")
+        return value
+
 
 class BrokerSettings(_Section):
     """``[broker]``: the MQTT 5 broker that requests come from."""
@@ -115,6 +122,8 @@ class ServeSettings(_Section):
     """For so long after its arrival a request that comes again gets the reply that was kept."""
     reply_prefixes: tuple[str, ...] = ()
     """Response topics allowed besides ``{root}/<device>/reply/``: beginnings, each ends in "/"."""
+    pool: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?$")] = ""
+    """Pool whose requests this device shares with others (docs/pool.md); empty: none."""
     onnx_threads: Annotated[int, Field(ge=0, le=256)] = 0
     """Threads of ONNX Runtime inside one operator; 0: one for each core."""
     drain_s: Annotated[float, Field(ge=0, le=600)] = 20.0
@@ -248,6 +257,15 @@ class Settings(BaseSettings):
     outbox: OutboxSettings = Field(default_factory=OutboxSettings)
     log: LogSettings = Field(default_factory=LogSettings)
     paths: PathSettings = Field(default_factory=PathSettings)
+
+    @model_validator(mode="after")
+    def _pool(self) -> Settings:
+        if self.serve.pool and self.broker.mqtt_version != "5":
+            raise ValueError(
+                f'serve.pool = "{self.serve.pool}" needs broker.mqtt_version = "5": with MQTT '
+                "3.1.1 the requests of a pool could not be answered"
+            )
+        return self
 
     def needs_restart(self, new: Settings) -> list[str]:
         """Names of the settings that differ in ``new`` and cannot change while the service runs."""

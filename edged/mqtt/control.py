@@ -14,7 +14,7 @@ from edged.mqtt.codec import MQTT_3, MQTT_5
 from edged.mqtt.properties import Property, malformed
 from edged.mqtt.reason_codes import CONNACK_3, PROTOCOL_ERROR
 
-CONNACK, SUBACK, PINGRESP, DISCONNECT = 0x20, 0x90, 0xD0, 0xE0
+CONNACK, SUBACK, UNSUBACK, PINGRESP, DISCONNECT = 0x20, 0x90, 0xB0, 0xD0, 0xE0
 PINGREQ = bytes((0xC0, 0))
 
 _CLEAN_START, _WILL, _WILL_QOS_1, _WILL_RETAIN, _PASSWORD, _USER_NAME = 2, 4, 8, 32, 64, 128
@@ -76,6 +76,9 @@ class ConnAck:
         keepalive_s: longest silence that it wants instead; None: as asked for.
         max_qos: highest QoS that it takes.
         retain: whether it keeps messages.
+        shared: whether it has shared subscriptions; only MQTT 5 says so.
+        session_expiry_s: for how long it keeps the session instead; None: as asked for.
+        topic_alias_maximum: topic aliases that it takes.
     """
 
     reason: int
@@ -85,6 +88,9 @@ class ConnAck:
     keepalive_s: int | None = None
     max_qos: int = 2
     retain: bool = True
+    shared: bool = True
+    session_expiry_s: int | None = None
+    topic_alias_maximum: int = 0
 
 
 def _packet(first: int, body: bytes) -> bytes:
@@ -147,6 +153,9 @@ def decode_connack(body: memoryview, version: int = MQTT_5) -> ConnAck:
         values.get(Property.SERVER_KEEP_ALIVE),
         values.get(Property.MAXIMUM_QOS, 2),
         bool(values.get(Property.RETAIN_AVAILABLE, 1)),
+        bool(values.get(Property.SHARED_SUBSCRIPTION_AVAILABLE, 1)),
+        values.get(Property.SESSION_EXPIRY),
+        values.get(Property.TOPIC_ALIAS_MAXIMUM, 0),
     )
     if not granted.receive_maximum or values.get(Property.MAXIMUM_PACKET_SIZE, 1) == 0:
         raise BrokerProtocolError(
@@ -163,6 +172,25 @@ def encode_subscribe(mid: int, filters: Sequence[str], version: int = MQTT_5) ->
     """
     body = mid.to_bytes(2, "big") + (b"\x00" if version == MQTT_5 else b"")
     return _packet(0x82, body + b"".join(properties.field(f.encode()) + b"\x01" for f in filters))
+
+
+def encode_unsubscribe(mid: int, filters: Sequence[str], version: int = MQTT_5) -> bytes:
+    """An UNSUBSCRIBE.
+
+    Raises:
+        ValueError: a filter is longer than 65,535 bytes.
+    """
+    body = mid.to_bytes(2, "big") + (b"\x00" if version == MQTT_5 else b"")
+    return _packet(0xA2, body + b"".join(properties.field(f.encode()) for f in filters))
+
+
+def decode_unsuback(body: memoryview, version: int = MQTT_5) -> int:
+    """Reads an UNSUBACK: its packet identifier. What was not subscribed is not subscribed now.
+
+    Raises:
+        BrokerProtocolError: it is malformed.
+    """
+    return decode_suback(body, version)[0]
 
 
 def decode_suback(body: memoryview, version: int = MQTT_5) -> tuple[int, tuple[int, ...]]:

@@ -89,6 +89,7 @@ class Decoder:
         models: looks a served model up by name, None if there is none; ``dict.get`` will do.
         limits: what one request may ask for.
         reply_prefixes: beginnings of response topics allowed besides the fleet's own.
+        pool: topics of the pool that this device is a member of.
         unavailable: names of models that are configured but could not be loaded.
         wall: Unix seconds, for the one deadline that is a date.
         clock: monotonic seconds, likewise.
@@ -101,26 +102,32 @@ class Decoder:
         *,
         limits: Limits = Limits(),
         reply_prefixes: Sequence[str] = (),
+        pool: protocol.PoolTopics | None = None,
         unavailable: Container[str] = frozenset(),
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._topics = topics
+        self._pool = pool
         self._models = models
         self._limits = limits
         # Requesters come back: what was found out about a topic is true for ever.
-        self._parse_topic = lru_cache(_TOPICS)(topics.parse_request)
+        self._parse_topic = lru_cache(_TOPICS)(self._parse)
         self._refused_topic = lru_cache(_TOPICS)(
             partial(
                 protocol.check_response_topic,
                 root=topics.root,
-                own=(topics,),
+                own=(topics,) if pool is None else (topics, pool),
                 extra_prefixes=tuple(reply_prefixes),
             )
         )
         self._unavailable = unavailable
         self._wall = wall
         self._clock = clock
+
+    def _parse(self, topic: str) -> protocol.RequestTopic | None:
+        asked = self._topics.parse_request(topic)
+        return self._pool.parse_request(topic) if asked is None and self._pool else asked
 
     def reply_to(self, arrival: Arrival) -> ReplyTo:
         """Where the answer goes, an error's too. Correlation data over the limit is left out.
@@ -147,6 +154,7 @@ class Decoder:
                 if name in arrival.user and len(arrival.user[name]) <= MAX_TRACE_CHARS
             },
             json_only=asked is not None and bool(asked.client),
+            device=self._topics.device if asked is not None and asked.pooled else "",
         )
 
     def decode(self, arrival: Arrival, reply_to: ReplyTo | None = None) -> Request:

@@ -230,6 +230,10 @@ def _presentable(error: EdgedError) -> EdgedError:
     return InternalError("something went wrong inside; the log of the device has the details")
 
 
+def _who(to: ReplyTo) -> tuple[tuple[str, str], ...]:
+    return ((protocol.DEVICE, to.device),) if to.device else ()
+
+
 def _reply(
     outcome: Outcome,
     to: ReplyTo,
@@ -247,5 +251,5 @@ def _reply(
         correlation=to.correlation,
         content_type=content_type,
         expiry_s=max(1, left),
-        user=(*user, *to.trace.items()),
+        user=(*user, *_who(to), *to.trace.items()),
     )

@@ -23,7 +23,15 @@ from edged.mqtt import codec, control, reason_codes
 from edged.mqtt.address import open_stream
 from edged.mqtt.codec import MQTT_5, PUBACK, PUBLISH, Publish
 from edged.mqtt.connection import Connection, Wake
-from edged.mqtt.control import CONNACK, DISCONNECT, PINGRESP, SUBACK, ConnAck, Will
+from edged.mqtt.control import (
+    CONNACK,
+    DISCONNECT,
+    PINGRESP,
+    SUBACK,
+    UNSUBACK,
+    ConnAck,
+    Will,
+)
 from edged.mqtt.keep_alive import KeepAlive
 from edged.mqtt.receiver import OWN_BUFFER_BYTES
 from edged.serve.broker_address import address_of, connect_of
@@ -31,6 +39,7 @@ from edged.serve.fingerprint import fingerprint
 from edged.serve.link_handlers import LinkHandlers
 from edged.serve.request import Arrival, LinkDown, LinkUp, Receipt, Reply
 from edged.serve.sending import Sending
+from edged.serve.subscriptions import Subscriptions
 from edged.settings import BrokerSettings
 
 log = logging.getLogger(__name__)
@@ -45,6 +54,7 @@ class BrokerLink:
 
     Attributes:
         connected: set while the broker has accepted the connection.
+        subscriptions: what requests are asked for.
         publish: `Sending.publish`, from any thread.
         acknowledge: `Sending.acknowledge`, from any thread.
 
@@ -72,20 +82,19 @@ class BrokerLink:
         self._settings = settings
         self._client_id = client_id
         self._status_topic = status_topic
-        self._subscriptions = subscriptions
         self._handlers = handlers
         self._metrics = metrics
         self._address = address_of(settings)
         self._version = MQTT_5
         self.connected = threading.Event()
         self._order = 0
-        self._subscribing = True
         self._was_connected = self._said_down = self._said_rejected = False
         self._malformed = 0  # packet identifier of the PUBLISH that ended the last connection
         self._backoff = Backoff(settings.backoff_min_s, settings.backoff_max_s)
         self._keep_alive = KeepAlive(0, 0)
         self._wake = Wake()
         self._out = Sending(self._wake)
+        self.subscriptions = Subscriptions(subscriptions, self._out, metrics)
         self.publish = self._out.publish
         self.acknowledge = self._out.acknowledge
         self._stop = threading.Event()
@@ -108,17 +117,11 @@ class BrokerLink:
         """Starts to connect; returns at once.
 
         Args:
-            subscribe: False: not before `subscribe` is called. Requests that a kept session holds
-                come all the same.
+            subscribe: False: not before `Subscriptions.ask` is called. Requests that a kept session
+                holds come all the same.
         """
-        self._subscribing = subscribe
+        self.subscriptions.on = subscribe
         self._thread.start()
-
-    def subscribe(self) -> None:
-        """Asks for requests, now and at each connection to come."""
-        with self._out.lock:
-            self._subscribing = True
-            self._out.subscribe(self._subscriptions)
 
     def alive(self) -> bool:
         """Whether the network thread lives; being connected is no evidence of that."""
@@ -268,7 +271,9 @@ class BrokerLink:
         elif kind == PUBACK:
             self._on_puback(*codec.decode_puback(body, self._version))
         elif kind == SUBACK:
-            self._on_suback(*control.decode_suback(body, self._version))
+            self.subscriptions.answered(*control.decode_suback(body, self._version))
+        elif kind == UNSUBACK:
+            self.subscriptions.left(control.decode_unsuback(body, self._version))
         elif kind == DISCONNECT:
             return self._on_disconnect(control.decode_disconnect(body))
         elif kind != PINGRESP:
@@ -299,23 +304,11 @@ class BrokerLink:
         # Before subscribing: a kept session delivers at once.
         up = LinkUp(self.epoch, kept, window, granted.max_packet_bytes)
         self._guarded(self._handlers.changed, up)
-        if self._subscribing:
-            self._out.subscribe(self._subscriptions)
+        self.subscriptions.connected(shared=granted.shared)
         # Behind what is sent again: an older status among it would win.
         born = self._handlers.status("online", self.epoch)
         self.publish(Reply(self._status_topic, born, 1, retain=True))
         return ""
-
-    def _on_suback(self, mid: int, reasons: tuple[int, ...]) -> None:
-        self._out.subscribed(mid)
-        refused = [reason_codes.name(reason) for reason in reasons if reason >= 0x80]
-        if refused or len(reasons) != len(self._subscriptions):
-            self._metrics.count("subscriptions_refused_total")
-            log.error(
-                "the broker refuses subscriptions (%s): allow this client to read %s",
-                ", ".join(refused) or "no answer for some",
-                ", ".join(self._subscriptions),
-            )
 
     def _on_publish(self, first: int, body: memoryview) -> None:
         received = time.monotonic()

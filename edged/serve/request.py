@@ -85,6 +85,7 @@ class ReplyTo:
         qos: 0 or 1, as the request came.
         trace: ``traceparent`` and ``tracestate`` of the request, copied to the reply.
         json_only: the requester speaks MQTT 3.1.1: answer in plain JSON, whatever it asked for.
+        device: name of this device where the requester cannot know it, as it asked a pool; else "".
     """
 
     topic: str
@@ -92,6 +93,7 @@ class ReplyTo:
     qos: int
     trace: Mapping[str, str] = field(default_factory=dict)
     json_only: bool = False
+    device: str = ""
 
 
 @value

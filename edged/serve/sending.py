@@ -98,6 +98,14 @@ class Sending:
                 connection.put(control.encode_subscribe(mid, filters, self._version))
                 self._flush()
 
+    def unsubscribe(self, filters: tuple[str, ...]) -> None:
+        """Asks for these no more, if there is a connection."""
+        with self.lock:
+            if (connection := self.connection) is not None and self.is_up:
+                mid = self._in_flight.identifier()
+                connection.put(control.encode_unsubscribe(mid, filters, self._version))
+                self._flush()
+
     def _head(self, reply: Reply, mid: int) -> bytes:
         packed = b""
         if self._version == MQTT_5:
@@ -175,7 +183,7 @@ class Sending:
         return True
 
     def subscribed(self, mid: int) -> None:
-        """A SUBSCRIBE was answered."""
+        """A SUBSCRIBE or an UNSUBSCRIBE was answered."""
         self._in_flight.release(mid)
 
     def disconnect(self, reason: int) -> None:

@@ -99,6 +99,18 @@ def test_every_topic_is_listed() -> None:
         assert f"`{subscribed}`" in section("Topics")
 
 
+def test_every_topic_of_a_pool_is_listed() -> None:
+    """The table of pools has each topic that `PoolTopics` makes, and the filters it subscribes."""
+    pool = protocol.PoolTopics("{root}", "{pool}")
+    made = {
+        pool.infer("{model}"),
+        pool.infer_class("{model}", "{class}"),
+        pool.reply("{client}"),
+    }
+    assert set(first_cells(section("Pools"))) == made
+    assert all(f"`{subscribed}`" in section("Pools") for subscribed in pool.subscriptions)
+
+
 def test_topics_has_no_member_that_this_test_does_not_know() -> None:
     """A new topic has to be added to the page and to the test above."""
     public = {name for name in dir(TOPICS) if not name.startswith("_")}
@@ -115,7 +127,8 @@ def test_topics_has_no_member_that_this_test_does_not_know() -> None:
     "word",
     [
         protocol.DEFAULT_ROOT, protocol.HEADER_LENGTH, protocol.STATUS, protocol.PRIORITY,
-        protocol.DEADLINE_MS, protocol.CLASSIFICATION, protocol.SOURCE, *protocol.TRACE_PROPERTIES,
+        protocol.DEADLINE_MS, protocol.DEVICE, protocol.CLASSIFICATION, protocol.SOURCE,
+        *protocol.TRACE_PROPERTIES,
         *protocol.PRIORITIES, *protocol.REQUEST_CONTENT_TYPES, *protocol.STATES,
         *protocol.STREAMS, *protocol.COMMANDS, protocol.STREAM, protocol.EPOCH, protocol.FIRST_SEQ,
         protocol.BATCH, protocol.BOOT_ID, protocol.MODE, *protocol.MODES, protocol.ZSTD,

@@ -14,9 +14,11 @@ from edged.mqtt.control import (
     decode_connack,
     decode_disconnect,
     decode_suback,
+    decode_unsuback,
     encode_connect,
     encode_disconnect,
     encode_subscribe,
+    encode_unsubscribe,
 )
 from tests.doubles.packets import field, packet
 
@@ -61,6 +63,8 @@ def test_connect_without_a_will_and_clean() -> None:
         ("00 00 0a 27 00001388 13 000a 24 01", MQTT_5,
          ConnAck(0, max_packet_bytes=5000, keepalive_s=10, max_qos=1)),
         ("00 00 02 25 00", MQTT_5, ConnAck(0, retain=False)),
+        ("00 00 0a 2a 00 11 0000003c 22 000a", MQTT_5,
+         ConnAck(0, shared=False, session_expiry_s=60, topic_alias_maximum=10)),
         ("01 00", MQTT_3, ConnAck(0, session_present=True)),
         ("00 05", MQTT_3, ConnAck(0x87)),
         ("00 01", MQTT_5, ConnAck(0x84)),
@@ -122,3 +126,24 @@ def test_an_unknown_reason_code_is_shown_as_a_number() -> None:
     """A newer broker may have more of them."""
     assert reason_codes.name(0x87) == "Not authorized"
     assert reason_codes.name(0xEE) == "reason code 0xee"
+
+
+def test_unsubscribe_and_its_answer() -> None:
+    """Both versions, with an identifier; MQTT 3.1.1 has no properties and no reason codes."""
+    assert encode_unsubscribe(7, ["a/+"]) == packet(0xA2, b"\x00\x07\x00" + field(b"a/+"))
+    assert encode_unsubscribe(7, ["a"], MQTT_3) == packet(0xA2, b"\x00\x07" + field(b"a"))
+    assert decode_unsuback(memoryview(b"\x00\x07\x00\x11")) == 7
+    assert decode_unsuback(memoryview(b"\x00\x07"), MQTT_3) == 7
+    with pytest.raises(BrokerProtocolError):
+        decode_unsuback(memoryview(b"\x00"))
+
+
+def test_a_client_may_come_without_a_will_start_clean_and_end_its_session() -> None:
+    """No will flag and no will properties; a DISCONNECT that gives the session up."""
+    properties = bytes.fromhex("11 00000000 21 ffff 27 0fffffff")
+    body = (
+        field(b"MQTT") + bytes((5, 2)) + b"\x00\x1e" + bytes((len(properties),)) + properties
+        + field(b"me")
+    )  # fmt: skip
+    assert encode_connect(Connect("me", None, clean_start=True)) == packet(0x10, body)
+    assert encode_disconnect(end_session=True) == bytes.fromhex("e0 07 00 05 11 00000000")
