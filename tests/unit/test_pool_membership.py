@@ -23,6 +23,10 @@ TOPICS = protocol.Topics("edged/v1", "press-7")
 OWN = TOPICS.subscriptions
 
 
+def no_model(_name: str) -> None:
+    """No model is served."""
+
+
 def asked(topic: str, reply: str) -> Arrival:
     """A request's envelope."""
     return Arrival(topic, b"{}", Receipt(1, 1, 1, 1), 0.0, response_topic=reply)
@@ -71,16 +75,16 @@ def test_a_pool_needs_mqtt_5() -> None:
 
 def test_only_an_answer_to_the_pool_names_the_device() -> None:
     """Who asked the device itself knows it; a device outside the pool does not know the topic."""
-    member = Decoder(TOPICS, {}.get, pool=POOL)
+    member = Decoder(TOPICS, no_model, pool=POOL)
     reply = POOL.reply("me")
     assert member.reply_to(asked(POOL.infer("m"), reply)).device == "press-7"
     assert member.reply_to(asked(TOPICS.infer("m"), reply)).device == ""
-    assert Decoder(TOPICS, {}.get).reply_to(asked(POOL.infer("m"), reply)).device == ""
+    assert Decoder(TOPICS, no_model).reply_to(asked(POOL.infer("m"), reply)).device == ""
 
 
 def test_a_pool_topic_is_no_response_topic() -> None:
     """Else a device could be made to ask its own pool, without end."""
-    member = Decoder(TOPICS, {}.get, pool=POOL, reply_prefixes=("edged/v1/pool/",))
+    member = Decoder(TOPICS, no_model, pool=POOL, reply_prefixes=("edged/v1/pool/",))
     with pytest.raises(BadResponseTopicError):
         member.reply_to(asked(POOL.infer("m"), POOL.infer("m")))
 
