@@ -144,6 +144,7 @@ def _endpoint(options: argparse.Namespace) -> Endpoint:
         password=password.get_secret_value() if password else None,
         tls=broker.tls,
         ca_file=broker.ca_file,
+        pool=getattr(options, "pool", None) or "",
     )
 
 
@@ -153,6 +154,7 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
         "file", metavar="FILE", help=".npy, .npz, .png or .jpg; - is standard input"
     )
     _add_endpoint(parser)
+    parser.add_argument("--pool", help="ask one of a pool's devices instead of --device")
     parser.add_argument("--input", default="input", help="input that a .npy array is for")
     parser.add_argument("--priority", choices=("urgent", "normal", "background"))
     parser.add_argument("--deadline-ms", type=int, help="start nothing later than this")

@@ -131,7 +131,9 @@ def _ranked(data: Array) -> bool:
 def _text(options: InferOptions, result: Result, classes: dict[str, list[list[str]]]) -> list[str]:
     batch = result.parameters.get("batch_size", "?")
     version = f" {result.model_version}" if result.model_version else ""
-    lines = [f"{options.model}{version}: {result.latency_s * 1e3:.1f} ms, in a batch of {batch}"]
+    by = f", by {result.device}" if result.device else ""
+    took = f"{result.latency_s * 1e3:.1f} ms"
+    lines = [f"{options.model}{version}: {took}, in a batch of {batch}{by}"]
     for name, data in result.outputs.items():
         lines.append(f"{name}: {data.dtype} {list(data.shape)}")
         if options.raw:
@@ -160,6 +162,7 @@ def _json(options: InferOptions, result: Result, classes: dict[str, list[list[st
         "model": options.model,
         "model_version": result.model_version,
         "latency_ms": round(result.latency_s * 1e3, 3),
+        **({"device": result.device} if result.device else {}),
         "parameters": dict(result.parameters),
         "outputs": outputs,
     }

@@ -16,7 +16,7 @@ class Endpoint:
     """Where a device is reached.
 
     Attributes:
-        device: its name, a level of every topic.
+        device: its name, a level of every topic; not needed where a pool is asked.
         host: the broker's; with transport ``unix`` the path of its socket.
         port: the broker's MQTT 5 listener.
         root: first levels of every topic.
@@ -28,9 +28,10 @@ class Endpoint:
         key_file: its key.
         transport: ``tcp``, ``websockets`` or ``unix``.
         websocket_path: of the WebSocket's URL.
+        pool: its name, to ask one of a pool's devices instead of ``device``.
     """
 
-    device: str
+    device: str = ""
     host: str = "127.0.0.1"
     port: int = 1883
     root: str = protocol.DEFAULT_ROOT
@@ -42,6 +43,21 @@ class Endpoint:
     key_file: Path | None = None
     transport: Transport = "tcp"
     websocket_path: str = "/mqtt"
+    pool: str = ""
+
+    @property
+    def topics(self) -> protocol.Topics | protocol.PoolTopics:
+        """Topics of the device, or of the pool.
+
+        Raises:
+            ValueError: a name is no topic level.
+        """
+        if self.pool:
+            return protocol.PoolTopics(self.root, self.pool)
+        return protocol.Topics(self.root, self.device)
+
+    def __str__(self) -> str:
+        return f"pool {self.pool!r}" if self.pool else f"device {self.device!r}"
 
 
 @dataclass(frozen=True)

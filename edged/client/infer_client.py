@@ -73,7 +73,10 @@ class InferClient:
                 f"max_outstanding is {max_outstanding}, it must be from 1 to {MOST_OUTSTANDING}"
             )
         self.endpoint = endpoint
-        self.topics = protocol.Topics(endpoint.root, endpoint.device)
+        self.topics = endpoint.topics
+        # A pool has no status of its own.
+        topics = self.topics
+        self._status_topics = (topics.status,) if isinstance(topics, protocol.Topics) else ()
         self.reply_topic = self.topics.reply(self.client_id)
         self.max_outstanding = max_outstanding
         self.unmatched = 0
@@ -88,7 +91,7 @@ class InferClient:
         self._link = Link(
             endpoint,
             self.client_id,
-            (self.reply_topic, self.topics.status),
+            (self.reply_topic, *self._status_topics),
             self._deliver,
             connect_timeout_s,
             self._rejected,
@@ -249,10 +252,12 @@ class InferClient:
     def no_answer(self, model: str, timeout_s: float) -> str:
         """What to say when a request was not answered in time."""
         known = "has no status there" if self.status is None else f"says it is {self._state()!r}"
+        if self.endpoint.pool:
+            known = "may have no member that is there"
         link = "" if self._link.is_up else "; there is no connection to the broker"
         return (
             f"no answer within {timeout_s:.3g} s to a request on {self.topics.infer(model)}{link}; "
-            f"device {self.endpoint.device!r} {known}: check its name, the topic root, and that "
+            f"{self.endpoint} {known}: check its name, the topic root, and that "
             "`edged serve` runs"
         )
 
@@ -333,7 +338,7 @@ class InferClient:
     # ------------------------------------------------------------------ on the link's thread
 
     def _deliver(self, delivery: Delivery) -> None:
-        if delivery.topic == self.topics.status:
+        if delivery.topic in self._status_topics:
             self._note_status(delivery.payload)
         elif (pending := self._take(delivery.correlation)) is None:
             self.unmatched += 1
@@ -344,7 +349,7 @@ class InferClient:
         said = reason_codes.name(reason)
         why = f"the broker refuses the request ({said})"
         if reason < reason_codes.FAILURE:
-            why = f"nobody takes requests of device {self.endpoint.device!r} ({said})"
+            why = f"nobody takes requests of {self.endpoint} ({said})"
         self._fail(
             correlation,
             BrokerError(f"{why}: check its name, the topic root, and the broker's access rules"),
@@ -375,5 +380,13 @@ def _complete(pending: _Pending, delivery: Delivery) -> None:
         name: delivery.user[name] for name in protocol.TRACE_PROPERTIES if name in delivery.user
     }
     pending.future.set_result(
-        Result(reply.outputs, reply.parameters, reply.status, reply.model_version, latency_s, trace)
+        Result(
+            reply.outputs,
+            reply.parameters,
+            reply.status,
+            reply.model_version,
+            latency_s,
+            trace,
+            delivery.user.get(protocol.DEVICE, ""),
+        )
     )

@@ -41,6 +41,7 @@ class Result:
         model_version: which engine answered.
         latency_s: seconds from the request's sending to the reply's arrival.
         trace: ``traceparent`` and ``tracestate`` as the device returned them.
+        device: which device of a pool answered; "" where no pool was asked.
     """
 
     outputs: Mapping[str, Array]
@@ -49,6 +50,7 @@ class Result:
     model_version: str
     latency_s: float
     trace: Mapping[str, str] = field(default_factory=dict)
+    device: str = ""
 
     def __getitem__(self, output: str) -> Array:
         """The array of one output.

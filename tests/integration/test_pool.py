@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from edged import protocol
+from edged.client import Endpoint, InferClient
 from tests.doubles import digits
 from tests.doubles.broker import Mosquitto
 from tests.doubles.daemon import Daemon
@@ -103,6 +104,10 @@ def test_both_devices_take_work_and_replies_name_them(plant: Plant) -> None:
     answer = plant.client.wait_message(reply)
     assert answer.status == "200"
     assert protocol.DEVICE not in dict(answer.user)
+    pool = Endpoint(host=plant.broker.host, port=plant.broker.port, pool=POOL.pool)
+    with InferClient(pool) as client:
+        results = [client.infer("digits", {"image": IMAGES}) for _ in NAMES]
+        assert {result.device for result in results} == set(NAMES)
 
 
 def test_a_killed_device_loses_nothing_once_it_is_back(plant: Plant) -> None:
