@@ -16,6 +16,23 @@ from pathlib import Path
 ROOT = Path("/")
 
 
+def dla_core(device: str) -> int | None:
+    """Number of the deep learning accelerator that a device's name means; None: it is none.
+
+    Args:
+        device: ``cuda:N``, ``dla:N`` or ``cpu``.
+    """
+    return int(device.removeprefix("dla:")) if device.startswith("dla:") else None
+
+
+def cuda_number(device: str) -> int:
+    """Number of the CUDA device behind ``cuda:N`` or ``dla:N``.
+
+    A DLA is driven through the GPU of its chip, and a Jetson has one GPU.
+    """
+    return 0 if dla_core(device) is not None else int(device.removeprefix("cuda:"))
+
+
 @dataclass(frozen=True)
 class DeviceInfo:
     """One device.

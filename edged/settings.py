@@ -106,10 +106,10 @@ class ServeSettings(_Section):
     models: tuple[str, ...] = ()
     """Models to serve; empty: every model that has an engine."""
     devices: Annotated[
-        tuple[Annotated[str, Field(pattern=r"^(auto|cpu(:\d+)?|cuda:\d+)$")], ...],
+        tuple[Annotated[str, Field(pattern=r"^(auto|cpu(:\d+)?|(cuda|dla):\d+)$")], ...],
         Field(min_length=1),
     ] = ("auto",)
-    """Devices that share the work; auto: cuda:0 for a TensorRT engine, the CPU for another."""
+    """Devices that share the work; auto: as the engine needs, cuda:0, dla:0 or the CPU."""
     queue_samples: Annotated[int, Field(ge=1, le=1_000_000)] = 1024
     """Samples that may wait for one model; beyond it requests are answered ``queue_full``."""
     max_request_bytes: Annotated[int, Field(ge=1, le=268_435_455)] = 16 * 1024 * 1024

@@ -124,6 +124,10 @@ def _configure(trt: Any, config: Any, job: PlanJob) -> None:
         config.set_flag(flag)
     if job.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.workspace_bytes)
+    if job.dla_core is not None:
+        config.default_device_type = trt.DeviceType.DLA
+        config.DLA_core = job.dla_core
+        config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
     if hasattr(config, "max_aux_streams"):
         config.max_aux_streams = job.aux_streams
 

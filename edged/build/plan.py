@@ -54,6 +54,8 @@ class PlanJob(BaseModel):
     profiles: tuple[dict[str, ProfileShape], ...]
     """Shapes by input name, one mapping a profile."""
     aux_streams: int = 0
+    dla_core: int | None = None
+    """Layers that this deep learning accelerator can run go there, the others to the GPU."""
     workspace_bytes: int | None = None
     """Limit for the layers' scratch memory; None: the builder's own."""
 
@@ -156,6 +158,18 @@ def profile_of(
     for name, shape in shapes.items():
         check_profile(name, shape)
     return shapes
+
+
+def for_dla(job: PlanJob, core: int) -> PlanJob:
+    """The same job for a DLA, which takes one fixed batch size: the largest one."""
+    profiles = tuple(
+        {
+            name: ProfileShape(shape.maximum, shape.maximum, shape.maximum)
+            for name, shape in profile.items()
+        }
+        for profile in job.profiles
+    )
+    return job.model_copy(update={"dla_core": core, "profiles": profiles})
 
 
 def check_profile(name: str, shape: ProfileShape) -> None:

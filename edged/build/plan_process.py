@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edged.build.plan import ChildFile, Plan, PlanAnswer, PlanJob, TypedGraphs
+from edged.device import cuda_number
 from edged.errors import BuildError, BuildStoppedError
 
 Progress = Callable[[str, float], None]
@@ -214,11 +215,11 @@ def child_environment(environ: Mapping[str, str], device: str) -> dict[str, str]
 
     Args:
         environ: our own.
-        device: ``cuda:N``, the N-th of the devices that we see.
+        device: ``cuda:N``, the N-th of the devices that we see, or ``dla:N`` of the first one.
     """
-    number = device.removeprefix("cuda:")
+    number = str(cuda_number(device))
     seen = [name.strip() for name in environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    if any(seen) and number.isdigit() and int(number) < len(seen):
+    if any(seen) and int(number) < len(seen):
         number = seen[int(number)]
     return {
         "CUDA_MODULE_LOADING": "LAZY",

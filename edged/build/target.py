@@ -9,10 +9,10 @@ from typing import Literal
 
 from edged.build.identity import sha256
 from edged.build.memory import available_bytes, workspace_bytes
-from edged.build.plan import PlanJob, PlanLayer, TypedGraphs, profile_of
+from edged.build.plan import PlanJob, PlanLayer, TypedGraphs, for_dla, profile_of
 from edged.build.plan_process import BuildLimits, PlanRequest, build_plan
 from edged.build.precision import Variant
-from edged.device import read_device
+from edged.device import dla_core, read_device
 from edged.errors import EngineRefusedError
 from edged.recipe import Recipe
 from edged.runners import Runner, fingerprint, input_specs, output_specs
@@ -167,14 +167,14 @@ def tensorrt_target(device: str, limits: BuildLimits) -> Target:
     def open_plan(order: Order, made: Made) -> Runner:
         from edged.runners.tensorrt import TensorRTRunner
 
-        recipe = order.recipe
+        recipe, max_batch = order.recipe, order.recipe.engine.max_batch
         return TensorRTRunner(
             made.data,
             input_specs(recipe.input),
             output_specs(recipe.output),
-            recipe.engine.max_batch,
+            max_batch,
             device=device,
-            sizes=recipe.engine.warm_sizes,
+            sizes=recipe.engine.warm_sizes if dla_core(device) is None else (max_batch,),
             cache=order.workplace / CACHE_FILE,
         )
 
@@ -188,10 +188,12 @@ def plan_maker(
     """How a plan is made for a device; needs no GPU where the builder needs none."""
 
     def make(order: Order, tell: Tell) -> Made:
+        job = plan_job(order.recipe, order.variant)
+        core = dla_core(device)
         timing = sha256(repr(sorted(bound_to.items())).encode())[:12]
         request = PlanRequest(
             order.graphs,
-            plan_job(order.recipe, order.variant),
+            job if core is None else for_dla(job, core),
             device,
             timing_cache=order.workplace.parent / f".timing-{timing}.cache",
         )

@@ -1,9 +1,10 @@
 """One CUDA device as a runner uses it: context, streams, buffers, events, graphs.
 
-pycuda owns what has to be freed (context, streams, events, memory); the calls of the hot path, and
-the graph calls that pycuda lacks, go to the driver library through ctypes, which gives the
-interpreter lock away as pycuda does. TensorRT works in the device's primary context, so that one is
-retained, never a new one (and never ``pycuda.autoinit``, which binds the importing thread).
+pycuda owns contexts, streams and memory; events, and the graph calls that it lacks, go to the
+driver library through ctypes. A launch keeps the interpreter lock: it takes 2 to 4 us, and to give
+the lock away costs more, since the thread that waits for batches takes it. TensorRT works in the
+device's primary context, so that one is retained, never a new one (and never ``pycuda.autoinit``,
+which binds the importing thread).
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from typing import Any
 import numpy as np
 import pycuda.driver as drv
 
+from edged.device import cuda_number
 from edged.errors import DeviceFaultError, EngineRefusedError
 from edged.runners import Array
 
 _RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED: other threads may allocate meanwhile
 _thread = threading.local()  # which context is current in a thread, by its handle
+_BLOCKING_SYNC, _DISABLE_TIMING = 1, 2  # CU_EVENT_*
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: not ordered after the legacy default stream
 
 
@@ -36,11 +39,31 @@ class Driver:
     def __init__(self) -> None:
         try:
             self._library = ctypes.CDLL("libcuda.so.1")
+            quick = ctypes.PyDLL("libcuda.so.1")
         except OSError as err:
             raise EngineRefusedError(
                 "no NVIDIA driver is installed here (libcuda.so.1 is missing); "
                 "install one, or build the engine for onnx"
             ) from err
+        self._launch, self._record = quick.cuGraphLaunch, quick.cuEventRecord
+        for function in (self._launch, self._record):
+            function.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+            function.restype = ctypes.c_int
+
+    def launch(self, graph: int, event: int, stream: int) -> None:
+        """Puts a graph on a stream and an event behind it; never waits, as few lanes are in flight.
+
+        Args:
+            graph: handle of an instantiated graph.
+            event: handle of what is recorded once the graph is done.
+            stream: handle.
+
+        Raises:
+            DeviceFaultError: the driver returned an error, which is named.
+        """
+        code = self._launch(graph, stream) or self._record(event, stream)
+        if code:
+            raise DeviceFaultError(f"a CUDA graph could not be launched: {self._text(code)}")
 
     def call(self, name: str, *arguments: Any) -> None:
         """Calls a driver function.
@@ -79,7 +102,7 @@ class CudaDevice:
     """A device and its primary context. Threads that use it call `use` first.
 
     Args:
-        name: ``cuda:N``.
+        name: ``cuda:N``, or ``dla:N``, which is driven through the GPU of its chip.
 
     Raises:
         EngineRefusedError: no driver, or no such device.
@@ -90,7 +113,7 @@ class CudaDevice:
         self.driver = Driver()
         try:
             drv.init()
-            device = drv.Device(int(name.removeprefix("cuda:")))
+            device = drv.Device(cuda_number(name))
             self._context = device.retain_primary_context()
         except drv.Error as err:
             raise EngineRefusedError(f"{name} cannot be used: {err}") from err
@@ -160,15 +183,14 @@ class CudaDevice:
         with self._making("stream"):
             return drv.Stream(_NON_BLOCKING)
 
-    def event(self, *, spin: bool = False) -> drv.Event:
+    def event(self, *, spin: bool = False) -> Event:
         """A new event; waiting for it sleeps, or spins: quicker, but it keeps a core busy.
 
         Raises:
-            EngineRefusedError: out of memory, most likely.
+            DeviceFaultError: the driver makes none.
         """
-        flags = drv.event_flags
-        with self._making("event"):
-            return drv.Event(flags.DISABLE_TIMING | (0 if spin else flags.BLOCKING_SYNC))
+        with self.current():
+            return Event(self.driver, spin=spin)
 
     def buffer(
         self, shape: tuple[int, ...], dtype: np.dtype[np.generic], *, mapped: bool
@@ -180,6 +202,46 @@ class CudaDevice:
         """
         with self._making(f"staging buffer {shape} of {dtype}"):
             return _make_buffer(shape, dtype, mapped=mapped)
+
+
+class Event:
+    """Recorded behind a batch, and waited for. pycuda's own does not show its handle.
+
+    Its device's context must be current where it is made and closed.
+
+    Args:
+        driver: driver calls.
+        spin: wait for it by spinning instead of sleeping.
+
+    Raises:
+        DeviceFaultError: the driver makes none.
+    """
+
+    def __init__(self, driver: Driver, *, spin: bool) -> None:
+        self._driver = driver
+        made = ctypes.c_void_p()
+        flags = _DISABLE_TIMING | (0 if spin else _BLOCKING_SYNC)
+        driver.call("cuEventCreate", ctypes.byref(made), ctypes.c_uint(flags))
+        self.handle = int(made.value or 0)
+        self._waited = ctypes.c_void_p(self.handle)
+
+    def record(self, stream: drv.Stream) -> None:
+        """Behind what the stream has to do now."""
+        self._driver.call("cuEventRecord", self._waited, ctypes.c_void_p(stream.handle))
+
+    def synchronize(self) -> None:
+        """Waits until it is reached, without the interpreter lock.
+
+        Raises:
+            DeviceFaultError: the device failed before.
+        """
+        self._driver.call("cuEventSynchronize", self._waited)
+
+    def close(self) -> None:
+        """Gives it back; may be called twice."""
+        if self.handle:
+            self._driver.call("cuEventDestroy_v2", self._waited)
+            self.handle = 0
 
 
 @dataclass(frozen=True)
@@ -231,14 +293,14 @@ class Graph:
 
     def __init__(self, driver: Driver, stream: drv.Stream, enqueue: Callable[[], None]) -> None:
         self._driver = driver
-        self._stream = ctypes.c_void_p(stream.handle)
+        self._stream = int(stream.handle)
         self._exec = ctypes.c_void_p()
-        graph = ctypes.c_void_p()
-        driver.call("cuStreamBeginCapture_v2", self._stream, _RELAXED)
+        graph, handle = ctypes.c_void_p(), ctypes.c_void_p(self._stream)
+        driver.call("cuStreamBeginCapture_v2", handle, _RELAXED)
         try:
             enqueue()
         finally:
-            driver.call("cuStreamEndCapture", self._stream, ctypes.byref(graph))
+            driver.call("cuStreamEndCapture", handle, ctypes.byref(graph))
         try:
             driver.call(
                 "cuGraphInstantiateWithFlags",
@@ -248,10 +310,11 @@ class Graph:
             )
         finally:
             driver.call("cuGraphDestroy", graph)
+        self._handle = int(self._exec.value or 0)
 
-    def launch(self) -> None:
-        """Puts the captured work on the stream."""
-        self._driver.call("cuGraphLaunch", self._exec, self._stream)
+    def launch(self, event: int) -> None:
+        """Puts the captured work on the stream, and an event, by its handle, behind it."""
+        self._driver.launch(self._handle, event, self._stream)
 
     def close(self) -> None:
         """Frees it; nothing may be running."""

@@ -24,11 +24,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from edged.device import dla_core
 from edged.engine_store import Engine
 from edged.errors import DeviceFaultError, DeviceLostError, EdgedError, EngineError
 from edged.runners import Array, Completion, TensorSpec, input_specs, output_specs
 from edged.runners.cuda import CudaDevice
-from edged.runners.tensorrt_engine import TensorRTEngine, import_tensorrt
+from edged.runners.tensorrt_engine import TensorRTEngine, check_dla, import_tensorrt
 from edged.runners.tensorrt_lane import Lane
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,9 @@ def fingerprint(device: str) -> dict[str, str]:
         EngineRefusedError: no TensorRT, no driver, or no such device.
     """
     trt, facts = import_tensorrt(), CudaDevice(device).facts
-    return {
+    check_dla(trt, device)
+    accelerator = {"dla": "yes"} if dla_core(device) is not None else {}
+    return accelerator | {
         "runner": "tensorrt",
         "runtime": f"{trt.__name__.removesuffix('_bindings')} {trt.__version__}",
         "gpu": facts.name,
@@ -68,7 +71,7 @@ class TensorRTRunner:
         inputs: as the manifest has them.
         outputs: as the manifest has them.
         max_batch: most samples in one batch.
-        device: ``cuda:N``.
+        device: ``cuda:N`` or ``dla:N``.
         sizes: batch sizes to run at, ascending up to max_batch; empty: powers of two.
         lanes: number of lanes; None: `prepare` measures how many are enough.
         cache: file for what TensorRT-RTX compiles at the first run; None: it is compiled anew.
@@ -106,7 +109,8 @@ class TensorRTRunner:
         self._cuda = CudaDevice(device)
         self._cuda.use()
         self._trt = import_tensorrt()
-        self._engine = TensorRTEngine(self._trt, plan, self.inputs, self.outputs, cache)
+        specs = (self.inputs, self.outputs)
+        self._engine = TensorRTEngine(self._trt, plan, specs, cache, dla_core(device))
         self._profiles = {size: self._engine.profile_for(size) for size in self.sizes}
         if memory == "auto":
             memory = "measure" if self._cuda.facts.integrated else "copy"
@@ -205,6 +209,7 @@ class TensorRTRunner:
                 lane.capture(size)
                 progress(index * len(self.sizes) + position + 1, steps)
             lane.check_graphs()
+            lane.keep_faster_graphs()
 
     def _choose_memory(self, progress: Callable[[int, int], None]) -> None:
         """Mapped memory saves the copies, but a kernel may read it slowly: the faster one stays."""
@@ -222,7 +227,7 @@ class TensorRTRunner:
         """Short batches are waited for by spinning: to be woken would cost a good part of them."""
         if self._probe(1, self.max_batch) < SPIN_BELOW_S:
             for lane in self._lanes:
-                lane.done = self._cuda.event(spin=True)
+                lane.spin()
 
     def _choose_lanes(self) -> None:
         """As few lanes as reach nearly the best throughput at the largest batch."""
@@ -310,7 +315,8 @@ def load(engine: Engine, *, device: str, lanes: int | None) -> TensorRTRunner:
         output_specs(manifest.output),
         manifest.max_batch,
         device=device,
-        sizes=manifest.warm_sizes,
+        # A DLA runs no other size than the one that it was built for.
+        sizes=manifest.warm_sizes if dla_core(device) is None else (manifest.max_batch,),
         lanes=lanes,
         cache=engine.path.with_suffix(".cache"),
     )

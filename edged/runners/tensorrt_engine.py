@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from edged.device import dla_core
 from edged.errors import EngineRefusedError
 from edged.runners import TensorSpec
 
@@ -35,27 +36,55 @@ def import_tensorrt() -> ModuleType:
     )
 
 
+def check_dla(trt: ModuleType, device: str) -> None:
+    """Whether TensorRT finds the DLA of this name.
+
+    Raises:
+        EngineRefusedError: it does not, as on every chip but Xavier's and Orin's, and with TensorRT
+            10.8 to 11.3, which support none.
+    """
+    cores = trt.Runtime(_make_logger(trt)).num_DLA_cores
+    if (core := dla_core(device)) is not None and core >= cores:
+        raise EngineRefusedError(
+            f"there is no {device} here: {trt.__name__} {trt.__version__} finds {cores} DLA cores; "
+            "use cuda:0"
+        )
+
+
 class TensorRTEngine:
-    """A deserialized engine; whatever differs between TensorRT and TensorRT-RTX is in here."""
+    """A deserialized engine; whatever differs between TensorRT and TensorRT-RTX is in here.
+
+    Args:
+        trt: ``tensorrt`` or ``tensorrt_rtx``.
+        plan: the serialized engine.
+        specs: inputs and outputs that it must have.
+        cache: file for what TensorRT-RTX compiles; None: it is not kept.
+        dla: the DLA core that runs it; None: the GPU.
+
+    Raises:
+        EngineRefusedError: it is not for this TensorRT, this device or these specs.
+    """
 
     def __init__(
         self,
         trt: ModuleType,
         plan: bytes,
-        inputs: Sequence[TensorSpec],
-        outputs: Sequence[TensorSpec],
+        specs: tuple[Sequence[TensorSpec], Sequence[TensorSpec]],
         cache: Path | None,
+        dla: int | None = None,
     ) -> None:
         self._trt = trt
         self._logger = _make_logger(trt)
         self._runtime = trt.Runtime(self._logger)
+        if dla is not None:
+            self._runtime.DLA_core = dla
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise EngineRefusedError(
                 f"{trt.__name__} {trt.__version__} refuses the engine file: {self.said()}; "
                 "build it again on this device"
             )
-        self._check(inputs, outputs)
+        self._check(*specs)
         self._cache_file = cache
         self._config, self._cache = self._make_config()
 

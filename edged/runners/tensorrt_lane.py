@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,10 @@ from edged.runners.tensorrt_engine import TensorRTEngine
 
 log = logging.getLogger(__name__)
 
+COMPARED_RUNS = 9
+SLOWER = 1.03
+"""A graph stays unless it is slower than the plain calls by more than what such a look can tell."""
+
 
 class Lane:
     """A slot that runs one batch at a time, at one of the sizes it knows.
@@ -22,7 +28,7 @@ class Lane:
     Attributes:
         inputs: staging buffers by name.
         outputs: likewise.
-        done: recorded after each batch.
+        done: recorded after each batch; `start` and its waiter use it.
 
     Args:
         device: where it runs.
@@ -73,6 +79,12 @@ class Lane:
         """Number of batch sizes that run as a graph."""
         return len(self._graphs)
 
+    def spin(self) -> None:
+        """Is waited for by spinning from now on; nothing may be running."""
+        with self._device.current():
+            self.done.close()
+        self.done = self._device.event(spin=True)
+
     def start(self, size: int) -> None:
         """Puts a whole batch on the stream and the event after it; does not wait.
 
@@ -82,10 +94,10 @@ class Lane:
         self._device.use()
         graph = self._graphs.get(size)
         if graph is not None:
-            graph.launch()
+            graph.launch(self.done.handle)
         else:
             self._enqueue(size)
-        self.done.record(self._stream)
+            self.done.record(self._stream)
 
     def _enqueue(self, size: int) -> None:
         """Copies in, engine, copies out, by plain calls."""
@@ -132,12 +144,35 @@ class Lane:
     def _outcome(self, size: int, *, graph: bool) -> dict[str, Array]:
         for buffer in self.outputs.values():
             buffer.host[...] = 0
+        self._run(size, graph=graph)
+        return {name: np.array(buffer.host[:size]) for name, buffer in self.outputs.items()}
+
+    def _run(self, size: int, *, graph: bool) -> float:
+        """Runs a batch to its end; seconds."""
+        begun = time.perf_counter()
         if graph:
-            self._graphs[size].launch()
+            self._graphs[size].launch(self.done.handle)
         else:
             self._enqueue(size)
         self._stream.synchronize()
-        return {name: np.array(buffer.host[:size]) for name, buffer in self.outputs.items()}
+        return time.perf_counter() - begun
+
+    def keep_faster_graphs(self) -> None:
+        """Drops every graph that is slower than the plain calls, as measured in turn here."""
+        self._device.use()
+        for size in list(self._graphs):
+            pairs = [
+                (self._run(size, graph=True), self._run(size, graph=False))
+                for _ in range(COMPARED_RUNS)
+            ]
+            graph_s, plain_s = (median(times) for times in zip(*pairs, strict=True))
+            if graph_s > plain_s * SLOWER:
+                log.info(
+                    "batch size %d runs by plain calls, which are faster than its CUDA graph",
+                    size,
+                    extra={"graph_s": graph_s, "plain_s": plain_s},
+                )
+                self._graphs.pop(size).close()
 
     def close(self) -> None:
         """Frees graphs and contexts; nothing may be running, and the context must be current."""
@@ -145,6 +180,7 @@ class Lane:
             graph.close()
         self._graphs.clear()
         self._contexts.clear()
+        self.done.close()
 
 
 def _fill(buffer: Array, random: np.random.Generator) -> None:

@@ -128,12 +128,15 @@ def devices_for(manifest: Manifest, wanted: tuple[str, ...]) -> tuple[str, ...]:
 
     Args:
         manifest: of the engine.
-        wanted: ``serve.devices``; ``auto`` is ``cpu`` or ``cuda:0``, as the engine needs.
+        wanted: ``serve.devices``; ``auto`` is ``cpu``, ``cuda:0`` or ``dla:0``, as it needs.
 
     Raises:
         EngineRefusedError: none of them can run it.
     """
-    kind, default = ("cuda", "cuda:0") if manifest.runner == "tensorrt" else ("cpu", "cpu")
+    kind, default = "cpu", "cpu"
+    if manifest.runner == "tensorrt":
+        kind = "dla" if "dla" in manifest.fingerprint else "cuda"
+        default = f"{kind}:0"
     named = (default if name == "auto" else name for name in wanted)
     fitting = tuple(dict.fromkeys(name for name in named if name.startswith(kind)))
     if not fitting:

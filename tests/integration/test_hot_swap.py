@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edged import protocol
 from edged.engine_store import GOLDEN_FILE, EngineStore
 from edged.events import ModelRefused
 from edged.serve.models import ModelHost
@@ -21,9 +19,10 @@ from tests.doubles import digits, engines
 from tests.doubles.broker import Mosquitto
 from tests.doubles.daemon import TOPICS, Daemon, wait_online
 from tests.doubles.rebuilt import METHODS, Rebuilt
+from tests.doubles.rounds import Rounds
 from tests.doubles.site import Site
-from tests.doubles.steady_load import DEADLINE_S, SteadyLoad
-from tests.doubles.wire import Message, WireClient
+from tests.doubles.steady_load import SteadyLoad
+from tests.doubles.wire import WireClient
 
 IMAGES = digits.images()
 
@@ -162,50 +161,6 @@ def test_an_engine_that_cannot_take_over_is_refused(rebuilt: Rebuilt, flaw: str)
 # ------------------------------------------------------------------ as a process
 
 
-def header(reply: Message) -> dict[str, Any]:
-    """The JSON before the binary tensors."""
-    length = int(dict(reply.user)[protocol.HEADER_LENGTH])
-    return dict(json.loads(reply.payload[:length]))
-
-
-class Rounds:
-    """Asks a daemon in rounds of eight requests; all are answered, and right.
-
-    Args:
-        client: connected.
-        rebuilt: knows what is right.
-    """
-
-    def __init__(self, client: WireClient, rebuilt: Rebuilt) -> None:
-        self._client = client
-        self._rebuilt = rebuilt
-        self._asked = 0
-
-    def ask(self) -> list[str]:
-        """One round; the versions that answered."""
-        numbers = range(self._asked, self._asked + 8)
-        self._asked += 8
-        for n in numbers:
-            image = IMAGES[n % len(IMAGES)][None]
-            ask = digits.binary_ask(TOPICS, image, b"round %d" % n, expiry_s=DEADLINE_S)
-            self._client.publish(ask)
-        versions = []
-        for n in numbers:
-            reply = self._client.wait_reply(b"round %d" % n)
-            assert reply.status == "200", reply
-            version = str(header(reply)["model_version"])
-            assert self._rebuilt.is_right(version, n % len(IMAGES), digits.binary_logits(reply)[0])
-            versions.append(version)
-        return versions
-
-    def answered_once(self) -> bool:
-        """Whether each request got exactly one answer."""
-        replies = [m.correlation for m in self._client.messages(TOPICS.reply("wire"))]
-        return sorted(replies, key=str) == sorted(
-            (b"round %d" % n for n in range(self._asked)), key=str
-        )
-
-
 def test_sighup_takes_over_what_was_built(
     rebuilt: Rebuilt, broker: Mosquitto, tmp_path: Path
 ) -> None:
@@ -216,7 +171,7 @@ def test_sighup_takes_over_what_was_built(
     old = rebuilt.built().name
     with WireClient(broker) as client, Daemon(tmp_path, rebuilt.engines, broker) as daemon:
         wait_online(client)
-        rounds = Rounds(client, rebuilt)
+        rounds = Rounds(client, rebuilt.is_right)
         versions = rounds.ask()
         new = rebuilt.build(METHODS[1])
         versions += rounds.ask()

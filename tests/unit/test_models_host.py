@@ -63,13 +63,19 @@ def install_again(host: ModelHost, digit: str) -> None:
         ("onnx", ("cuda:0", "cpu"), ("cpu",)),
         ("tensorrt", ("cuda:1", "cpu", "cuda:0"), ("cuda:1", "cuda:0")),
         ("onnx", ("auto", "cpu", "cpu"), ("cpu",)),
+        ("dla", ("auto", "cuda:0"), ("dla:0",)),
+        ("dla", ("cuda:0", "dla:1", "dla:0"), ("dla:1", "dla:0")),
+        ("tensorrt", ("dla:0", "cuda:0"), ("cuda:0",)),
     ],
 )
 def test_an_engine_runs_on_the_devices_of_its_kind(
     host: ModelHost, runner: str, wanted: tuple[str, ...], fitting: tuple[str, ...]
 ) -> None:
-    """In the order of the settings, each once."""
-    manifest = host.store.current(NAME).manifest.model_copy(update={"runner": runner})
+    """In the order of the settings, each once; an engine for a DLA runs on no GPU."""
+    change: dict[str, object] = {"runner": runner}
+    if runner == "dla":
+        change = {"runner": "tensorrt", "fingerprint": {"dla": "yes"}}
+    manifest = host.store.current(NAME).manifest.model_copy(update=change)
 
     assert devices_for(manifest, wanted) == fitting
 

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edged.build.plan import PlanLayer, fallen_back, layers_from_inspector, profile_of
+from edged.build.plan import (
+    PlanJob,
+    PlanLayer,
+    ProfileShape,
+    fallen_back,
+    for_dla,
+    layers_from_inspector,
+    profile_of,
+)
 from edged.errors import BuildError
 from edged.recipe import InputSpec
 
@@ -26,6 +34,14 @@ NEW = {
     "Outputs": [{"Name": "z", "Format": "Row major linear", "Datatype": "Float"}],
     "Metadata": "[ONNX Layer: fc]",
 }  # fmt: skip
+
+
+def test_a_dla_is_given_one_batch_size() -> None:
+    """It takes no other shape than the one that it was built for: the largest batch."""
+    profile = {"x": ProfileShape((1, 4), (4, 4), (8, 4))}
+    job = for_dla(PlanJob(precision="fp16", profiles=(profile,)), 1)
+    assert job.dla_core == 1
+    assert job.profiles == ({"x": ProfileShape((8, 4), (8, 4), (8, 4))},)
 
 
 def test_inspector_tells_datatypes_in_either_form() -> None:

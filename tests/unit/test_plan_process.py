@@ -67,6 +67,7 @@ def test_long_last_words_are_cut_at_the_front() -> None:
         ("2,3", "cuda:1", "3"),
         ("GPU-aa, GPU-bb", "cuda:0", "GPU-aa"),
         ("2", "cuda:5", "5"),
+        (None, "dla:1", "0"),
     ],
 )
 def test_child_sees_the_chosen_device_only(seen: str | None, device: str, expected: str) -> None:

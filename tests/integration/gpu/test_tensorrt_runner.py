@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import queue
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from edged.errors import DeviceFaultError, EngineRefusedError
-from edged.runners import Completion, TensorSpec, run_batch, warm_up
+from edged.runners import Completion, Runner, TensorSpec, run_batch, warm_up
 from tests.bench.gpu_networks import CLASSES, MEDIUM, SMALL, network_onnx, network_plan
 
 pytestmark = pytest.mark.gpu
@@ -204,6 +205,45 @@ def test_a_missing_device_is_refused(plan: bytes) -> None:
     """The message names the device."""
     with pytest.raises(EngineRefusedError, match="cuda:63 cannot be used"):
         make(plan, device="cuda:63")
+
+
+def test_a_dla_that_is_not_there_is_refused() -> None:
+    """TensorRT is asked; the message says how many it finds."""
+    from edged.runners.tensorrt import fingerprint
+    from edged.runners.tensorrt_engine import import_tensorrt
+
+    trt = import_tensorrt()
+    cores = trt.Runtime(trt.Logger()).num_DLA_cores
+    with pytest.raises(EngineRefusedError, match=f"finds {cores} DLA cores"):
+        fingerprint(f"dla:{cores}")
+
+
+def test_a_batch_leaves_nothing_behind(runner: Runner) -> None:
+    """After a thousand batches the interpreter has as many objects as after a hundred."""
+    rows = batch(3)
+
+    def blocks_after(batches: int) -> int:
+        for number in range(batches):
+            run_batch(runner, {"x": rows}, lane=number % 2)
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    before = blocks_after(100)
+    assert blocks_after(900) - before <= 50
+
+
+def test_graphs_that_are_slower_are_dropped(plan: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a bar that none can pass all sizes run by plain calls, and right."""
+    from edged.runners import tensorrt_lane
+
+    monkeypatch.setattr(tensorrt_lane, "SLOWER", 0.0)
+    made = make(plan, lanes=1)
+    try:
+        made.prepare()
+        assert made.graphs == 0
+        assert_close(run_batch(made, {"x": batch(3)}).outputs["y"], reference(batch(3)))
+    finally:
+        made.close()
 
 
 def test_too_little_memory_is_said() -> None:
