@@ -223,7 +223,8 @@ def _require_pass(verdict: Verdict) -> None:
 
 
 def _slug(variant: Variant) -> str:
-    return variant.precision + ("-fp16" if variant.fp16_rest else "")
+    rest = "-fp16" if variant.fp16_rest else ""
+    return variant.precision + rest + ("-wide" if variant.wide else "")
 
 
 def _pack(made: Made) -> bytes:

@@ -73,7 +73,7 @@ def choose(timings: Mapping[Variant, Rounds], slo_s: float) -> Decision:
         slo_s: the recipe's ``slo_ms`` in seconds.
     """
     batch, fits = slo_batch(timings, slo_s)
-    ordered = sorted(timings, key=lambda variant: (_ACCURACY[variant.precision], variant.fp16_rest))
+    ordered = sorted(timings, key=_inaccuracy)
     times = {variant: timings[variant][batch] for variant in ordered}
     best = ordered[0]
     for variant in ordered[1:]:
@@ -88,6 +88,10 @@ def choose(timings: Mapping[Variant, Rounds], slo_s: float) -> Decision:
             f"of {batch}"
         )
     return Decision(best, batch, tuple(reasons), gains)
+
+
+def _inaccuracy(variant: Variant) -> tuple[int, bool, bool]:
+    return _ACCURACY[variant.precision], variant.fp16_rest, not variant.wide
 
 
 def _gain(slow: Sequence[float], fast: Sequence[float]) -> float:

@@ -58,13 +58,15 @@ class HalfGraph:
         return f"<HalfGraph {len(self.model)} bytes, {len(self.kept)} nodes kept in FP32>"
 
 
-def to_half(model: onnx.ModelProto, peaks: Mapping[str, float]) -> HalfGraph:
+def to_half(model: onnx.ModelProto, peaks: Mapping[str, float], *, wide: bool = False) -> HalfGraph:
     """Converts a graph.
 
     Args:
         model: float32, with or without Q/DQ pairs, shapes fixed but for the batch; not changed.
         peaks: largest magnitude by activation tensor, from `find_peaks`; a tensor that is not
             named, as those inside Q/DQ pairs, is taken to be within range.
+        wide: leave quantized layers and their pairs in FP32, for kernels that turn integer sums
+            into float16 before they scale them: five products of 127 x 127 leave its range.
 
     Raises:
         BuildError: Q/DQ nodes, but the opset cannot be raised to 19.
@@ -73,7 +75,7 @@ def to_half(model: onnx.ModelProto, peaks: Mapping[str, float]) -> HalfGraph:
     _raise_weight_scales(half.graph)
     floats = _float_tensors(half)
     index = GraphIndex(half.graph)
-    kept = _kept(index, floats, peaks)
+    kept = _kept(index, floats, peaks, wide=wide)
     _Caster(half.graph, floats).convert(kept.keys() | _single(index))
     half.producer_name = "edged"
     check_model(half, "the FP16 graph is not valid, a fault of edged")
@@ -175,7 +177,9 @@ def _single(index: GraphIndex) -> set[int]:
     return {at for at, node in enumerate(index.nodes) if node.op_type not in HALF}
 
 
-def _kept(index: GraphIndex, floats: frozenset[str], peaks: Mapping[str, float]) -> dict[int, str]:
+def _kept(
+    index: GraphIndex, floats: frozenset[str], peaks: Mapping[str, float], *, wide: bool
+) -> dict[int, str]:
     """Positions of nodes with a safe operator that stay FP32 all the same -> why."""
     found: dict[int, str] = {}
     for at, node in enumerate(index.nodes):
@@ -184,7 +188,14 @@ def _kept(index: GraphIndex, floats: frozenset[str], peaks: Mapping[str, float])
                        if n in floats)  # fmt: skip
             if why := next((reason for reason in reasons if reason), ""):
                 found[at] = why
+            elif wide and _is_quantized(index, node):
+                found[at] = "its integer sums may leave the range of float16 before they are scaled"
     return _spread(index, found)
+
+
+def _is_quantized(index: GraphIndex, node: onnx.NodeProto) -> bool:
+    makers = (index.producer.get(name) for name in node.input[:2]) if node.op_type in LINEAR else ()
+    return any(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)
 
 
 def _out_of_range(

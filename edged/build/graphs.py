@@ -86,13 +86,13 @@ class ModelGraphs:
         return self._half(variant, weak)
 
     def _half(self, variant: Variant, weak: bytes) -> tuple[TypedGraphs, dict[str, str]]:
-        stage = f"fp16-{variant.precision}"
+        stage = f"fp16-{variant.precision}" + ("-wide" if variant.wide else "")
         kept: dict[str, str] = {}
 
         def make() -> bytes:
             peaks = self._peaks
             with self._build.stage("fp16", "turning the graph into FP16", 0.54):
-                half = fp16.to_half(onnx.load_from_string(weak), peaks)
+                half = fp16.to_half(onnx.load_from_string(weak), peaks, wide=variant.wide)
             kept.update(half.kept)
             return half.model
 
@@ -101,6 +101,7 @@ class ModelGraphs:
             "graph": sha256(weak),
             "calibration": sources.model_dump(),
             "version": HALF_VERSION,
+            "wide": variant.wide,
         }
         model = self._stages.get(stage, inputs, make)
         document = self._stages.get(f"{stage}-kept", inputs, lambda: json.dumps(kept).encode())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
 from edged.errors import BuildError, BuildStoppedError, EngineError, EngineRefusedError
@@ -19,13 +19,17 @@ class Variant:
     Attributes:
         precision: of the linear layers.
         fp16_rest: with INT8: whether everything else runs in FP16.
+        wide: with an FP16 rest: whether INT8 layers hand out FP32, for kernels that would turn
+            their integer sums into FP16 before they scale them.
     """
 
     precision: Precision
     fp16_rest: bool = False
+    wide: bool = False
 
     def __str__(self) -> str:
-        return self.precision.upper() + (" with an FP16 rest" if self.fp16_rest else "")
+        rest = " with an FP16 rest" if self.fp16_rest else ""
+        return self.precision.upper() + rest + (" and FP32 sums" if self.wide else "")
 
     @property
     def half(self) -> bool:
@@ -63,7 +67,8 @@ def ladders(options: EngineOptions, *, gpu: bool) -> tuple[Ladder, ...]:
     """
     int8: Ladder = (Variant("int8"),)
     if gpu and options.fp16_rest:
-        int8 = (Variant("int8", fp16_rest=True), *int8)
+        mixed = Variant("int8", fp16_rest=True)
+        int8 = (mixed, replace(mixed, wide=True), *int8)
     fp16: Ladder = (Variant("fp16"),) if gpu or options.precision == "fp16" else ()
     fp32: Ladder = (Variant("fp32"),)
     if options.precision == "auto":

@@ -33,6 +33,8 @@ class Network:
 SMALL = Network("small", tokens=4, width=64, hidden=128, blocks=2)
 MEDIUM = Network("medium", tokens=49, width=256, hidden=1024, blocks=4)
 LARGE = Network("large", tokens=196, width=768, hidden=3072, blocks=8)
+HUGE = Network("huge", tokens=196, width=1024, hidden=4096, blocks=12)
+NETWORKS = {each.name: each for each in (SMALL, MEDIUM, LARGE, HUGE)}
 
 
 def network_onnx(network: Network, *, half: bool) -> bytes:

@@ -1,23 +1,25 @@
 """FP32, FP16 and INT8 engines of one MatMul-heavy network, built by the build line and timed.
 
-    python -m tests.bench.gpu_precision RESULT.json [small|medium|large]
+    python -m tests.bench.gpu_precision RESULT.json [--network large] [--seconds 480]
 
-The large network is eight MLP blocks 768 -> 3072 -> 768 on 196 tokens, as in ViT-S. Each
-precision is built from the same ONNX file and the same samples by `build_model`, with its gates
-opened (random weights have no accuracy to keep), and measured on the same device in turn: latency
-alone at batch 1, 8 and 32, throughput with all lanes busy. This is the one command that shows
-native INT8 on a device whose TensorRT computes it natively. A precision that cannot be built or
-does not pass is told with its reason, and the others go on. At last the build chooses by itself, as
-it does for a user, and its choice is compared with FP32.
+The large network is eight MLP blocks 768 -> 3072 -> 768 on 196 tokens, the products of half a
+ViT-B/16; the huge one is twelve of 1024 -> 4096 -> 1024, those of a ViT-L/16. First the build makes
+all precisions, times them in turn and chooses, as it does for a user, with its gates opened, since
+random weights have no accuracy to keep. Then its choice, FP32 and, while there is time, the other
+precisions are measured in turn: latency alone at batch 1, 8 and 32, throughput with all lanes busy.
+This is the one command that shows native INT8 on a device whose TensorRT computes it natively. A
+precision that fails is told with its reason, and the others go on.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,10 +30,9 @@ from edged.build.pipeline import BuildResult, build_model
 from edged.errors import EdgedError
 from edged.recipe import WantedPrecision
 from edged.runners import Runner, load, run_batch, warm_up
-from tests.bench.gpu_lanes import lanes_loop
-from tests.bench.gpu_networks import CLASSES, LARGE, MEDIUM, SMALL, Network, network_onnx
+from tests.bench.gpu_networks import CLASSES, NETWORKS, Network, network_onnx
 
-PRECISIONS: tuple[WantedPrecision, ...] = ("fp32", "fp16", "int8", "auto")
+PRECISIONS: tuple[WantedPrecision, ...] = ("auto", "fp32", "fp16", "int8")
 SIZES = (1, 8, 32)
 ROUNDS = 5
 RECIPE = """[model]
@@ -44,8 +45,8 @@ shape = [{tokens}, {width}]
 name = "y"
 shape = [{classes}]
 [engine]
-max_batch = 32
-batch_sizes = [1, 8, 32]
+max_batch = {largest}
+batch_sizes = {sizes}
 precision = "fp32"
 fallback = false
 [calibrate]
@@ -56,7 +57,7 @@ min_agreement = 0.0
 """
 
 
-def write_model(folder: Path, network: Network) -> None:
+def write_model(folder: Path, network: Network, sizes: Sequence[int] = SIZES) -> None:
     """Recipe, model, and random samples, as a user would lay them."""
     random = np.random.default_rng(0)
     engines, calib = folder / "engines" / "mlp", folder / "calib" / "mlp"
@@ -69,6 +70,8 @@ def write_model(folder: Path, network: Network) -> None:
         tokens=network.tokens,
         width=network.width,
         classes=CLASSES,
+        largest=max(sizes),
+        sizes=list(sizes),
     )
     (engines / "recipe.toml").write_text(recipe, encoding="utf-8")
     lines = ['source = "random"', 'license = "none"', "seed = 0", 'method = "normal values"']
@@ -94,6 +97,8 @@ def latency_ms(runner: Runner, rows: Any) -> float:
 
 def measure(runner: Any, network: Network) -> dict[int, tuple[float, float]]:
     """Batch size -> latency in ms, samples/s."""
+    from tests.bench.gpu_lanes import lanes_loop  # needs pycuda
+
     random = np.random.default_rng(1)
     found = {}
     for size in SIZES:
@@ -118,15 +123,19 @@ def build(folder: Path, precision: WantedPrecision, network: Network) -> BuildRe
 
 
 def facts_of(result: BuildResult) -> dict[str, Any]:
-    """What the build said of an engine."""
+    """What the build said of an engine and of those that it did not take."""
     manifest = result.engine.manifest
+    report = json.loads(result.engine.path.with_name("report.json").read_text(encoding="utf-8"))
     return {
         "precision": manifest.precision,
+        "variant": report["variant"],
         "metrics": dict(manifest.verdict.metrics),
         "int8_layers": len(manifest.quantized),
         "build_s": round(result.seconds, 1),
+        "seconds": report["seconds"],
         "slo_batch": manifest.slo_batch,
         "notes": list(manifest.notes),
+        "candidates": report["candidates"],
         "fingerprint": dict(manifest.fingerprint),
     }
 
@@ -158,34 +167,75 @@ def table(rounds: list[dict[str, dict[int, tuple[float, float]]]]) -> list[dict[
     return rows
 
 
+class Bench:
+    """What was built so far, and how long there is left.
+
+    Args:
+        folder: for the model and its engines.
+        network: which.
+        seconds: nothing is begun after that.
+    """
+
+    def __init__(self, folder: Path, network: Network, seconds: float) -> None:
+        self._folder, self._network = folder, network
+        self._ends = time.monotonic() + seconds
+        self.runners: dict[str, Runner] = {}
+        self.facts: dict[str, Any] = {"network": network.name, "failed": {}}
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self._ends - time.monotonic()
+
+    def add(self, precision: WantedPrecision) -> None:
+        """Builds and opens one engine; the reason if that fails."""
+        begun = time.monotonic()
+        result = build(self._folder, precision, self._network)
+        if isinstance(result, str):
+            self.facts["failed"][precision] = result
+            return
+        facts = self.facts[precision] = facts_of(result)
+        say(f"{precision}: {facts['variant']}, {time.monotonic() - begun:.1f} s, {facts['notes']}")
+        for row in facts["candidates"]:
+            say(f"    {row}")
+        try:
+            runner = load(result.engine)
+            warm_up(runner, SIZES)
+        except EdgedError as err:
+            self.facts["failed"][precision] = err.message
+        else:
+            self.runners[precision] = runner
+
+    def measure(self) -> list[dict[str, Any]]:
+        """All engines in turn, so that all see the same machine."""
+        rounds: list[dict[str, dict[int, tuple[float, float]]]] = []
+        while self.runners and len(rounds) < ROUNDS and (self.left > 0 or not rounds):
+            rounds.append({n: measure(each, self._network) for n, each in self.runners.items()})
+        return table(rounds) if rounds else []
+
+
 def main() -> None:
-    """Builds all, then measures in turn so that all see the same machine."""
-    wanted = sys.argv[2] if len(sys.argv) > 2 else "large"
-    network = {each.name: each for each in (SMALL, MEDIUM, LARGE)}[wanted]
-    runners: dict[str, Runner] = {}
-    facts: dict[str, Any] = {"network": network.name, "failed": {}}
+    """Builds all, then measures in turn; writes what there is after each step."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("result", type=Path)
+    parser.add_argument("--network", choices=list(NETWORKS), default="large")
+    parser.add_argument("--seconds", type=float, default=480, help="nothing is begun after that")
+    options = parser.parse_args()
+    network = NETWORKS[options.network]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_model(folder, network)
-        for precision in PRECISIONS:
-            result = build(folder, precision, network)
-            if isinstance(result, str):
-                facts["failed"][precision] = result
-                continue
-            facts[precision] = facts_of(result)
-            say(f"{precision}: {facts[precision]['metrics']}")
-            if precision == "auto":
-                say(f"chosen: {facts[precision]['precision']}; {facts[precision]['notes']}")
-            runners[precision] = load(result.engine)
-            warm_up(runners[precision], SIZES)
-        rounds = [
-            {name: measure(runner, network) for name, runner in runners.items()}
-            for _ in range(ROUNDS)
-        ]
-    rows = table(rounds) if runners else []
-    for runner in runners.values():
-        runner.close()
-    Path(sys.argv[1]).write_text(json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
+        bench = Bench(folder, network, options.seconds)
+        rows: list[dict[str, Any]] = []
+        for number, precision in enumerate(PRECISIONS):
+            if number < 2 or bench.left > options.seconds / 3:
+                bench.add(precision)
+            if number > 0:
+                rows = bench.measure() or rows
+            document = {"facts": bench.facts, "rows": rows}
+            options.result.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        for runner in bench.runners.values():
+            runner.close()
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def plan_of(
     return tensorrt_plan(trt, TypedGraphs(model, model), job)
 
 
-def halved(data: bytes, shape: Shape, *, pairs: bytes | None = None) -> bytes:
+def halved(data: bytes, shape: Shape, *, pairs: bytes | None = None, wide: bool = False) -> bytes:
     """The model, or its Q/DQ form, with FP16 inside."""
     source = load_model(data)
     name = source.graph.input[0].name
@@ -76,7 +76,7 @@ def halved(data: bytes, shape: Shape, *, pairs: bytes | None = None) -> bytes:
     graph = FloatGraph(with_outputs(model, names))
     rows = np.random.default_rng(0).normal(size=(8, *shape)).astype(np.float32)
     peaks = find_peaks(lambda batch: graph.run(batch, names), [{name: rows}])
-    return to_half(onnx.load_from_string(pairs) if pairs else model, peaks).model
+    return to_half(onnx.load_from_string(pairs) if pairs else model, peaks, wide=wide).model
 
 
 def quantized(data: bytes, shape: Shape) -> tuple[bytes, Placement, dict[str, ProfileShape]]:
@@ -110,12 +110,17 @@ def test_every_quantized_layer_runs_in_int8(trt: ModuleType, name: str) -> None:
     assert not set(placement.kept) & plan.int8_nodes()
 
 
+@pytest.mark.parametrize("sums", ["FP16", "FP32"])
 @pytest.mark.parametrize("name", TEST_MODELS)
-def test_int8_with_an_fp16_rest_keeps_its_int8_layers(trt: ModuleType, name: str) -> None:
+def test_int8_with_an_fp16_rest_keeps_its_int8_layers(
+    trt: ModuleType, name: str, sums: str
+) -> None:
     """The same layers are INT8, and no linear layer is left that computes in FP32."""
     data, shape = TEST_MODELS[name]
     model, placement, profile = quantized(data, shape)
-    plan = plan_of(trt, halved(data, shape, pairs=model), profile, fp16_rest=True)
+    plan = plan_of(
+        trt, halved(data, shape, pairs=model, wide=sums == "FP32"), profile, fp16_rest=True
+    )
     assert {layer.node for layer in placement.layers} <= plan.int8_nodes()
     linear = [layer for layer in plan.layers if layer.linear]
     assert {layer.inputs[0] for layer in linear} <= {"Int8", "Half"}

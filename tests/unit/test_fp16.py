@@ -96,6 +96,28 @@ def test_int8_with_an_fp16_rest_is_as_good_as_int8(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_int8_layers_that_hand_out_fp32_keep_their_pairs(name: str) -> None:
+    """Each layer and its pairs are FP32 with no cast between; everything else is FP16 as before."""
+    model, feeds = prepared(MODELS[name])
+    pairs = quantized(model, feeds)
+    half = to_half(pairs, peaks_of(model, feeds), wide=True)
+    graph, types = onnx.load_from_string(half.model).graph, types_of(half)
+    index = GraphIndex(graph)
+    inside = {layer.node for layer in place(model, QuantizeOptions()).layers}
+    assert inside <= half.kept.keys()
+    assert {why for node, why in half.kept.items() if node in inside} == {
+        "its integer sums may leave the range of float16 before they are scaled"
+    }
+    for node in graph.node:
+        if node.name in inside:
+            assert {index.producer[at].op_type for at in node.input[:2]} == {"DequantizeLinear"}
+            assert types[node.output[0]] == TensorProto.FLOAT
+        elif node.op_type in HALF and node.name not in half.kept:
+            assert TensorProto.FLOAT not in {types[at] for at in (*node.input, *node.output) if at}
+    assert sqnr_db(model, half.model, feeds) > sqnr_db(model, pairs, feeds) - 3
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_types_are_as_promised(name: str) -> None:
     """Inputs and outputs are FP32, safe operators FP16, and the others see no FP16."""
     model, feeds = prepared(MODELS[name])

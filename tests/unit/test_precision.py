@@ -8,18 +8,17 @@ from edged.build.precision import Ladder, Variant, attempt_all, ladders
 from edged.errors import BuildError, BuildStoppedError, EngineError, EngineRefusedError
 from edged.recipe import EngineOptions
 
-MIXED, INT8, FP16, FP32 = (
-    Variant("int8", fp16_rest=True), Variant("int8"), Variant("fp16"), Variant("fp32"),
-)  # fmt: skip
+MIXED, WIDE = Variant("int8", fp16_rest=True), Variant("int8", fp16_rest=True, wide=True)
+INT8, FP16, FP32 = Variant("int8"), Variant("fp16"), Variant("fp32")
 
 
 @pytest.mark.parametrize(
     ("options", "kind", "expected"),
     [
-        (EngineOptions(), "gpu", ((MIXED, INT8), (FP16,), (FP32,))),
+        (EngineOptions(), "gpu", ((MIXED, WIDE, INT8), (FP16,), (FP32,))),
         (EngineOptions(fp16_rest=False), "gpu", ((INT8,), (FP16,), (FP32,))),
         (EngineOptions(), "cpu", ((INT8,), (FP32,))),
-        (EngineOptions(precision="int8"), "gpu", ((MIXED, INT8, FP16, FP32),)),
+        (EngineOptions(precision="int8"), "gpu", ((MIXED, WIDE, INT8, FP16, FP32),)),
         (EngineOptions(precision="fp16"), "gpu", ((FP16, FP32),)),
         (EngineOptions(precision="fp32"), "gpu", ((FP32,),)),
         (EngineOptions(precision="int8", fallback=False), "gpu", ((MIXED,),)),
@@ -38,9 +37,11 @@ def test_auto_builds_each_precision_and_a_wish_only_what_it_falls_back_to(
 
 def test_variants_are_named_for_people() -> None:
     """As notes and progress show them."""
-    names = [str(variant) for variant in (MIXED, INT8, FP16, FP32)]
-    assert names == ["INT8 with an FP16 rest", "INT8", "FP16", "FP32"]
-    assert [v.half for v in (MIXED, INT8, FP16, FP32)] == [True, False, True, False]
+    variants = (MIXED, WIDE, INT8, FP16, FP32)
+    assert [str(variant) for variant in variants] == [
+        "INT8 with an FP16 rest", "INT8 with an FP16 rest and FP32 sums", "INT8", "FP16", "FP32",
+    ]  # fmt: skip
+    assert [variant.half for variant in variants] == [True, True, False, True, False]
 
 
 @pytest.mark.parametrize("error", [BuildError, EngineError, EngineRefusedError])
