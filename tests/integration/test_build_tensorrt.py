@@ -30,6 +30,7 @@ from edged.runners.onnx import OnnxRunner
 from tests.doubles import onnx_models
 from tests.doubles.build_folders import BuildFolders, toy
 
+INT8_FORMS = ("INT8 with an FP16 rest", "INT8 with an FP16 rest and FP32 sums", "INT8")
 FINGERPRINT = {"runner": "tensorrt", "runtime": "tensorrt_rtx 1.7", "gpu": "none"}
 Maker = Callable[[Order, Tell], Made]
 
@@ -114,8 +115,7 @@ def test_int8_plan_is_built_and_installed(tmp_path: Path) -> None:
 def test_second_build_does_nothing(tmp_path: Path) -> None:
     """Not even after a fallback, which would otherwise be built again and again."""
     folders = toy(tmp_path)
-    refused = ("INT8 with an FP16 rest", "INT8")
-    assert build(folders, PlanTarget(refused=refused)).engine.manifest.precision == "fp16"
+    assert build(folders, PlanTarget(refused=INT8_FORMS)).engine.manifest.precision == "fp16"
     assert not build(folders, PlanTarget(no_plan)).changed
 
 
@@ -139,14 +139,14 @@ def test_float_plan_has_its_layers_in_that_precision(
 
 
 def test_what_cannot_be_built_in_int8_falls_back_in_order(tmp_path: Path) -> None:
-    """INT8 with FP16, INT8 with FP32, FP16: the reasons go into the manifest and the report."""
-    target = PlanTarget(refused=("INT8 with an FP16 rest", "INT8"))
+    """The three forms of INT8, FP16: the reasons go into the manifest and the report."""
+    target = PlanTarget(refused=INT8_FORMS)
     result = build(toy(tmp_path), target)
     manifest = result.engine.manifest
-    assert target.tried == ["INT8 with an FP16 rest", "INT8", "FP16"]
+    assert target.tried == [*INT8_FORMS, "FP16"]
     assert manifest.precision == "fp16"
-    assert [note.partition(" could not")[0] for note in manifest.notes] == target.tried[:2]
-    assert "CHECK(dtype) failed in INT8" in manifest.notes[1]
+    assert [note.partition(" could not")[0] for note in manifest.notes] == list(INT8_FORMS)
+    assert "CHECK(dtype) failed in INT8" in manifest.notes[2]
     report = json.loads((result.engine.path.parent / "report.json").read_text())
     assert report["notes"] == list(manifest.notes)
 
