@@ -16,7 +16,7 @@ from edged.device_load import DeviceLoad, EnergyMeter, read_load
 from edged.errors import DrainingError
 from edged.events import Event, Telemetry, Throttled
 from edged.gpu_load import all_sources
-from edged.metrics import Metrics
+from edged.metrics import Metrics, timer_gauges
 from edged.report.commands import Handlers
 from edged.serve.batch import WaitingRoom
 from edged.serve.devices import Devices
@@ -102,14 +102,15 @@ class Control:
 
     def _telemetry(self, load: DeviceLoad, joules_per_sample: float | None = None) -> Telemetry:
         parts, now = self._parts, time.monotonic()
+        timers = parts.room.timer_states(now)
         return Telemetry(
             time=time.time(),
             uptime_s=round(now - self._began, 3),
             outstanding=parts.pipeline.outstanding,
             waiting_samples=parts.room.samples,
-            models=parts.room.timer_states(now),
+            models=timers,
             devices=parts.devices.loads(),
-            metrics=parts.metrics.snapshot(),
+            metrics=parts.metrics.snapshot() | timer_gauges(timers),
             device={**asdict(load), "joules_per_sample": joules_per_sample},
         )
 

@@ -1,5 +1,7 @@
 """Counters and histograms in memory, and their snapshot. One lock, increments only.
 
+Gauges are not kept: they are what the batch timers say of themselves when a snapshot is made.
+
 `METRICS` is the list of all of them; docs/metrics.md is tested against it, and a name that is not
 listed is an error. Label values come from closed sets (models served, codes, reasons), so the
 number of series is bounded.
@@ -7,9 +9,10 @@ number of series is bounded.
 
 from __future__ import annotations
 
+import math
 import threading
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,17 +26,20 @@ class Metric:
     """One metric.
 
     Attributes:
-        kind: counter or histogram.
+        kind: counter, histogram or gauge.
         labels: names of its labels.
-        help: what it counts, in one sentence.
+        help: what it counts or tells, in one sentence.
         buckets: upper bounds of a histogram's buckets.
     """
 
-    kind: Literal["counter", "histogram"]
+    kind: Literal["counter", "histogram", "gauge"]
     labels: tuple[str, ...]
     help: str
     buckets: tuple[float, ...] = ()
 
+
+TIMER = ("queue", "device")
+"""Labels of what a batch timer says of itself."""
 
 METRICS: dict[str, Metric] = {
     "arrivals_total": Metric("counter", (), "Requests that the broker delivered."),
@@ -118,7 +124,30 @@ METRICS: dict[str, Metric] = {
         "counter", ("reason",), "Times the outbox lost its disk or found its file damaged."
     ),
     "events_dropped_total": Metric("counter", ("kind",), "Events that could not be reported."),
+    "timer_price": Metric("gauge", TIMER, "c, seconds of latency that a device second is worth."),
+    "timer_phi": Metric("gauge", TIMER, "How many times slower the device is than at warm-up."),
+    "timer_arrivals_per_second": Metric("gauge", TIMER, "lambda, samples that arrive in a second."),
+    "timer_limit_samples": Metric("gauge", TIMER, "M, waiting samples that close a batch."),
+    "timer_hold_seconds": Metric("gauge", TIMER, "T, how long the oldest sample is held at most."),
+    "timer_tuned": Metric("gauge", TIMER, "1 while a choice of the tuner is gone by, else 0."),
+    "timer_fallback": Metric("gauge", TIMER, "1 while waiting is distrusted, else 0."),
+    "timer_predicted_seconds": Metric("gauge", TIMER, "J that the tuner expects of its choice."),
+    "timer_achieved_seconds": Metric("gauge", TIMER, "J that the last batches came to."),
+    "timer_greedy_seconds": Metric("gauge", TIMER, "J that serving at once would have come to."),
 }
+TIMER_GAUGES: dict[str, tuple[str, float]] = {
+    "timer_price": ("price", 1.0),
+    "timer_phi": ("phi", 1.0),
+    "timer_arrivals_per_second": ("rate", 1.0),
+    "timer_limit_samples": ("limit", 1.0),
+    "timer_hold_seconds": ("hold_ms", 1e-3),
+    "timer_tuned": ("tuned", 1.0),
+    "timer_fallback": ("fallback", 1.0),
+    "timer_predicted_seconds": ("predicted_ms", 1e-3),
+    "timer_achieved_seconds": ("achieved_ms", 1e-3),
+    "timer_greedy_seconds": ("greedy_ms", 1e-3),
+}
+"""By gauge, the member of a timer's state that it is, and by what that is multiplied."""
 
 
 class Metrics:
@@ -185,6 +214,29 @@ class Metrics:
             entry = dict(zip(METRICS[name].labels, labels, strict=True))
             result.setdefault(name, []).append({**entry, **_summary(name, series)})
         return result
+
+
+def timer_gauges(
+    states: Mapping[str, Mapping[str, Mapping[str, float]]],
+) -> dict[str, list[dict[str, object]]]:
+    """What the batch timers say of themselves, as series like those of `Metrics.snapshot`.
+
+    A value that is not known has no series; an infinite one stays infinite.
+
+    Args:
+        states: by queue and device (`edged.serve.batch.WaitingRoom.timer_states`).
+    """
+    found: dict[str, list[dict[str, object]]] = {}
+    for name, (member, scale) in TIMER_GAUGES.items():
+        series: list[dict[str, object]] = [
+            {"queue": queue, "device": device, "value": round(state[member] * scale, 9)}
+            for queue, devices in states.items()
+            for device, state in devices.items()
+            if not math.isnan(state[member])
+        ]
+        if series:
+            found[name] = series
+    return found
 
 
 def _key(name: str, labels: tuple[str, ...], kind: str) -> tuple[str, tuple[str, ...]]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from edged.serve.arrivals import mean_rate
@@ -81,6 +81,23 @@ class Replayed:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """What was seen of one candidate, as multiples of the cost of what was set.
+
+    Attributes:
+        mean: of the rounds in which it was tried, by exponential weights.
+        variance: of one round about that mean.
+        last: in the newest of them.
+        round: its number.
+    """
+
+    mean: float = 1.0
+    variance: float = 0.0
+    last: float = 1.0
+    round: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """What a round of tuning came to.
 
@@ -91,8 +108,7 @@ class Choice:
         rate: samples/s of the trace.
         phi: scale of the service times then.
         price: c then.
-        seen: of each candidate, mean and variance over the rounds of its cost as a multiple of
-            the setting's.
+        seen: of each candidate, its cost as a multiple of the setting's.
         rounds: that were averaged.
         until: last arrival of the trace; NaN: not known.
     """
@@ -103,7 +119,7 @@ class Choice:
     rate: float
     phi: float
     price: float
-    seen: Mapping[Setting, tuple[float, float]] = field(default_factory=dict, repr=False)
+    seen: Mapping[Setting, Seen] = field(default_factory=dict, repr=False)
     rounds: int = 1
     until: float = math.nan
 
@@ -166,9 +182,14 @@ def tune(task: Task, pause: Callable[[], object] = lambda: None) -> Choice | Non
         if last is None or not _hopeless(setting, last):
             costs[setting] = replay.score(setting) / unit
             pause()
-    seen, rounds = _averaged(costs, last)
+    rounds = last.rounds + 1 if last else 1
+    seen = dict(last.seen) if last else {}
+    share = _news(task, last) / len(task.trace)
+    for setting, cost in costs.items():
+        if math.isfinite(cost):
+            seen[setting] = _averaged(seen.get(setting), cost, rounds, share)
     setting = _best(seen, incumbent, rounds)
-    unit = seen[setting][0]
+    unit = seen[setting].mean
     return Choice(
         setting,
         replay.run(setting),
@@ -176,7 +197,10 @@ def tune(task: Task, pause: Callable[[], object] = lambda: None) -> Choice | Non
         rate,
         task.phi,
         task.price,
-        {other: (mean / unit, variance) for other, (mean, variance) in seen.items()},
+        {
+            other: replace(it, mean=it.mean / unit, last=it.last / unit)
+            for other, it in seen.items()
+        },
         rounds,
         task.trace[-1],
     )
@@ -203,10 +227,15 @@ def due(choice: Choice | None, task: Task, waited_s: float, every_s: float) -> b
         return True
     if moved(mean_rate(trace), choice.rate, CHANGE) or moved(task.phi, choice.phi, CHANGE):
         return True
+    return waited_s >= every_s and (_news(task, choice) >= NEWS or _repriced(task, choice))
+
+
+def _news(task: Task, last: Choice | None) -> int:
+    """How many arrivals of the trace came since a choice."""
+    trace = task.trace
     # A trace that ends earlier is of another clock, and new as a whole.
-    known = bisect_right(trace, choice.until) if trace[-1] > choice.until else 0
-    worth = len(trace) - known >= NEWS or _repriced(task, choice)
-    return waited_s >= every_s and worth
+    known = bisect_right(trace, last.until) if last and trace[-1] > last.until else 0
+    return len(trace) - known
 
 
 def moved(now: float, then: float, by: float) -> bool:
@@ -230,37 +259,41 @@ def _hopeless(setting: Setting, last: Choice) -> bool:
     """Whether a candidate is so far behind that it need not be tried in every round."""
     if setting == last.setting or last.rounds < SURE or last.rounds % SURE == 0:
         return False
-    mean, variance = last.seen.get(setting, (1.0, 0.0))
-    return mean - ERRORS * math.sqrt(variance) > 1 - GAIN
+    seen = last.seen.get(setting, Seen())
+    return seen.mean - ERRORS * math.sqrt(seen.variance) > 1 - GAIN
 
 
-def _best(seen: Mapping[Setting, tuple[float, float]], incumbent: Setting, rounds: int) -> Setting:
+def _best(seen: Mapping[Setting, Seen], incumbent: Setting, rounds: int) -> Setting:
     """The setting whose cost is surely lowest, if it is surely below the incumbent's."""
     errors = ERRORS / math.sqrt(min(rounds, 2 / MEMORY_GAIN - 1))
-    at_most = {other: mean + errors * math.sqrt(var) for other, (mean, var) in seen.items()}
+    at_most = {other: it.mean + errors * math.sqrt(it.variance) for other, it in seen.items()}
     best = min(at_most, key=lambda other: (at_most[other], other.limit, other.hold_s))
-    return best if at_most[best] < seen[incumbent][0] * (1 - GAIN) else incumbent
+    return best if at_most[best] < seen[incumbent].mean * (1 - GAIN) else incumbent
 
 
-def _averaged(
-    costs: Mapping[Setting, float], last: Choice | None
-) -> tuple[dict[Setting, tuple[float, float]], int]:
-    """Means and variances of the ratios with this round's, by exponential weights."""
-    rounds = last.rounds + 1 if last else 1
-    gain = max(MEMORY_GAIN, 1 / rounds)
-    seen = dict(last.seen) if last else {}
-    for setting, cost in costs.items():
-        if not math.isfinite(cost):
-            continue
-        # One that is new in this round starts from it.
-        mean, variance = last.seen.get(setting, (cost, NOISE**2)) if last else (cost, NOISE**2)
-        off = cost - mean
-        spread = max(gain, MEMORY_GAIN)
-        seen[setting] = (
-            mean + gain * off,
-            (1 - spread) * (variance + spread * off * off) if rounds > 1 else variance,
-        )
-    return seen, rounds
+def _averaged(before: Seen | None, cost: float, rounds: int, share: float) -> Seen:
+    """What is seen of a candidate with this round's cost.
+
+    The variance is that of differences from round to round, after von Neumann (1941): about the
+    mean, arrivals that slowly become more would look like noise, and nothing would ever be sure.
+
+    Args:
+        before: what was seen until now.
+        cost: of this round.
+        rounds: number of this round.
+        share: of the trace, that is new since the round before; only that makes a difference.
+    """
+    if before is None:
+        return Seen(cost, NOISE**2, cost, rounds)
+    passed = max(1, rounds - before.round)
+    gain = max(1 / rounds, 1 - (1 - MEMORY_GAIN) ** passed)
+    variance = (cost - before.last) ** 2 / (2 * min(1.0, passed * share))
+    return Seen(
+        before.mean + gain * (cost - before.mean),
+        before.variance + max(gain, MEMORY_GAIN) * (variance - before.variance),
+        cost,
+        rounds,
+    )
 
 
 class _Replay:

@@ -4,7 +4,8 @@
 
 A cell is a workload on a device. ``--cell`` picks those whose name holds the text, and may be given
 several times: ``--cell "poisson 30"``, ``--cell cameras``. ``--quick`` takes a tenth of the
-requests, for work on the timer; its tails are noise.
+requests, for work on the timer; its tails are noise. ``--merge`` keeps what the result has of the
+other cells.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from tests.bench.batching_cells import all_cells, evaluate
+from tests.bench.batching_cells import PRICES, all_cells, evaluate
 from tests.bench.batching_table import verdicts
 
 COUNT = 120_000
@@ -57,28 +59,39 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
+def _write(path: Path, results: dict[str, Any]) -> None:
+    """A cell a line, in the order of the table."""
+    ordered = [results[cell.name] for cell in all_cells(COUNT) if cell.name in results]
+    lines = ",\n".join(json.dumps(result) for result in ordered)
+    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+
 def main() -> int:
     """Runs the cells on all cores and writes what came out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("result", nargs="?", type=Path)
     parser.add_argument("--cell", action="append", default=[], help="only names that hold this")
     parser.add_argument("--quick", action="store_true", help="a tenth of the requests")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes; all cores")
+    parser.add_argument("--merge", action="store_true", help="keep the result's other cells")
     options = parser.parse_args()
     cells = all_cells(COUNT // 10 if options.quick else COUNT)
     if options.cell:
         cells = [cell for cell in cells if any(text in cell.name for text in options.cell)]
     begun = time.monotonic()
-    results = []
-    with multiprocessing.Pool(2) as pool:
-        for result in pool.imap(evaluate, cells):
+    results: dict[str, Any] = {}
+    if options.merge and options.result and options.result.exists():
+        results = {it["cell"]: it for it in json.loads(options.result.read_text(encoding="utf-8"))}
+    with multiprocessing.Pool(options.jobs) as pool:
+        # Three by three: cells that differ in their price alone share most of their runs.
+        for result in pool.imap_unordered(evaluate, cells, chunksize=len(PRICES)):
             sys.stdout.write(cell_text(result) + "\n")
             sys.stdout.flush()
-            results.append(result)
-    sys.stdout.write(f"\n{len(results)} cells in {time.monotonic() - begun:.0f} s\n")
-    if options.result:
-        lines = ",\n".join(json.dumps(_rounded(result)) for result in results)
-        options.result.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-    for verdict in verdicts(results):
+            results[result["cell"]] = _rounded(result)
+            if options.result:
+                _write(options.result, results)
+    sys.stdout.write(f"\n{len(cells)} cells in {time.monotonic() - begun:.0f} s\n")
+    for verdict in verdicts(list(results.values())):
         said = "met" if verdict.met else f"NOT MET in {verdict.missed} of {verdict.cells}"
         if verdict.cells:
             sys.stdout.write(

@@ -6,8 +6,9 @@ workload; the oracles know its rate, and its phase where it has one.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -37,6 +38,8 @@ PRICES = (0.0, 2.0, 10.0)
 SLO_S = 0.025
 SLACK_S = 0.0005
 """Kept free before a deadline; nothing is late in a simulation."""
+MODULATION = Modulation((0.5, 3.0), (0.4, 0.1))
+CAMERAS, FPS = 16, 30.0
 LEAST_S = 40
 """Simulated seconds at least: a fast device would be through before the timer was tuned."""
 GRID = [(1, 0.0), *((k, t) for k in (2, 4, 8, 16, 32) for t in (0.5, 1, 2, 5, 10, 20))]
@@ -101,8 +104,12 @@ def _row(summary: Summary, price: float) -> dict[str, Any]:
 
 
 def _ask(policy: Policy, cell: Cell, came: Arrivals, slo_s: float = math.inf) -> dict[str, Any]:
+    return _row(_run(policy, cell, came, slo_s), cell.price)
+
+
+def _run(policy: Policy, cell: Cell, came: Arrivals, slo_s: float = math.inf) -> Summary:
     run = simulate(policy, came, Device(cell.curve), _rules(policy, slo_s))
-    return _row(summarize(run, slo_s=slo_s), cell.price)
+    return summarize(run, slo_s=slo_s)
 
 
 def _rules(policy: Policy, slo_s: float = math.inf) -> Rules:
@@ -115,26 +122,61 @@ def _rules(policy: Policy, slo_s: float = math.inf) -> Rules:
 # ------------------------------------------------------------------ Poisson and modulated arrivals
 
 
-def _others(cell: Cell) -> Iterator[tuple[str, Callable[[], Policy]]]:
+def _others(cell: Cell) -> dict[str, dict[str, Any]]:
     """Policies that are shipped elsewhere, with their usual settings."""
-    unit = cell.curve.line()[0] / LINEAR.line()[0]  # milliseconds of a device with 2 ms of setup
-    alpha = cell.curve.line()[0]
-    yield "greedy", lambda: rules.Greedy(CAP)
-    yield "cork", lambda: rules.Cork(CAP, 0.001 * unit)
-    yield "clipper+2ms", lambda: rules.Clipper(CAP, SLO_S * unit, 0.002 * unit)
-    yield "pick-up 2ms", lambda: rules.PickUp(CAP, 0.002 * unit)
+    found = {name: _row(it, cell.price) for name, it in _priceless(replace(cell, price=0)).items()}
     if cell.price:
-        yield "ski rental", lambda: rules.SkiRental(CAP, alpha, cell.price)
-
-
-def _grid(cell: Cell, came: Arrivals) -> dict[str, float]:
-    """``K,T`` -> J_c in ms."""
-    unit = cell.curve.line()[0] / LINEAR.line()[0]
-    found = {}
-    for count, delay_ms in GRID:
-        run = rules.fixed_delay(came, cell.curve, CAP, count, delay_ms * 1e-3 * unit)
-        found[f"{count},{delay_ms:g}"] = summarize(run).cost_ms(cell.price)
+        rental = rules.SkiRental(CAP, cell.curve.line()[0], cell.price)
+        found["ski rental"] = _ask(rental, cell, _arrivals(replace(cell, price=0)))
     return found
+
+
+@functools.lru_cache(maxsize=1)
+def _priceless(cell: Cell) -> dict[str, Summary]:
+    """What goes by no price is the same run in the next cell, which differs in its price alone."""
+    unit = cell.curve.line()[0] / LINEAR.line()[0]  # milliseconds of a device with 2 ms of setup
+    policies: dict[str, Policy] = {
+        "greedy": rules.Greedy(CAP),
+        "cork": rules.Cork(CAP, 0.001 * unit),
+        "clipper+2ms": rules.Clipper(CAP, SLO_S * unit, 0.002 * unit),
+        "pick-up 2ms": rules.PickUp(CAP, 0.002 * unit),
+    }
+    return {name: _run(policy, cell, _arrivals(cell)) for name, policy in policies.items()}
+
+
+def _grid(cell: Cell) -> dict[str, float]:
+    """``K,T`` -> J_c in ms."""
+    runs = _fixed_delays(replace(cell, price=0))
+    return {name: summary.cost_ms(cell.price) for name, summary in runs.items()}
+
+
+@functools.lru_cache(maxsize=1)
+def _fixed_delays(cell: Cell) -> dict[str, Summary]:
+    unit = cell.curve.line()[0] / LINEAR.line()[0]
+    came = _arrivals(cell)
+    return {
+        f"{count},{delay_ms:g}": summarize(
+            rules.fixed_delay(came, cell.curve, CAP, count, delay_ms * 1e-3 * unit)
+        )
+        for count, delay_ms in GRID
+    }
+
+
+@functools.lru_cache(maxsize=1)
+def _arrivals(cell: Cell) -> Arrivals:
+    if cell.family == "mmpp":
+        return models.mmpp(cell.rate, cell.count, cell.seed, modulation=MODULATION)
+    if cell.family == "bursts":
+        return models.bursts(cell.rate, cell.count, cell.seed, mean_size=4)
+    if cell.family == "pareto":
+        return models.pareto(cell.rate, cell.count, cell.seed, shape=1.5)
+    if cell.family == "diurnal":
+        return models.diurnal(cell.rate, cell.count, cell.seed, period_s=60, swing=0.8)
+    if cell.family == "cameras":
+        window = cell.window_ms / 1e3 if cell.window_ms else None
+        setup = Cameras(CAMERAS, FPS, window_s=window)
+        return models.cameras(setup, cell.count / CAMERAS / FPS, cell.seed)
+    return models.poisson(cell.rate, max(cell.count, int(cell.rate * _least_s(cell))), cell.seed)
 
 
 def _least_s(cell: Cell) -> float:
@@ -143,39 +185,30 @@ def _least_s(cell: Cell) -> float:
 
 
 def _renewal(cell: Cell) -> dict[str, Any]:
-    came = models.poisson(cell.rate, max(cell.count, int(cell.rate * _least_s(cell))), cell.seed)
-    process = Process((cell.rate,))
-    return _compare(cell, came, process, states=256 if cell.load < 80 else 768)
+    return _compare(cell, Process((cell.rate,)), states=256 if cell.load < 80 else 768)
 
 
 def _modulated(cell: Cell) -> dict[str, Any]:
-    shape = Modulation((0.5, 3.0), (0.4, 0.1))
-    came = models.mmpp(cell.rate, cell.count, cell.seed, modulation=shape)
-    process = Process(shape.rates(cell.rate), tuple(1 / s for s in shape.sojourns_s))
-    return _compare(cell, came, process, states=384)
+    sojourns = tuple(1 / seconds for seconds in MODULATION.sojourns_s)
+    return _compare(cell, Process(MODULATION.rates(cell.rate), sojourns), states=384)
 
 
-def _compare(cell: Cell, came: Arrivals, process: Process, states: int) -> dict[str, Any]:
+def _compare(cell: Cell, process: Process, states: int) -> dict[str, Any]:
     full = cell.curve is not LINEAR
     problem = Problem(process, cell.curve, CAP, cell.price, states=states, full=full)
     best = iterate_policies(problem)
+    came = _arrivals(replace(cell, price=0))
     rows = {"smdp": _ask(rules.Table(CAP, best.actions, came.phases), cell, came)}
-    rows |= {name: _ask(make(), cell, came) for name, make in _others(cell)}
+    rows |= _others(cell)
     rows["timer"] = _ask(timer(cell.curve, cell.price), cell, came)
-    return {"rows": rows, "exact_ms": best.cost * 1e3, "grid": _grid(cell, came)}
+    return {"rows": rows, "exact_ms": best.cost * 1e3, "grid": _grid(cell)}
 
 
 def _shaped(cell: Cell) -> dict[str, Any]:
     """Arrivals that no oracle here solves: compared with the best fixed delay of the cell."""
-    if cell.family == "bursts":
-        came = models.bursts(cell.rate, cell.count, cell.seed, mean_size=4)
-    elif cell.family == "pareto":
-        came = models.pareto(cell.rate, cell.count, cell.seed, shape=1.5)
-    else:
-        came = models.diurnal(cell.rate, cell.count, cell.seed, period_s=60, swing=0.8)
-    rows = {name: _ask(make(), cell, came) for name, make in _others(cell)}
-    rows["timer"] = _ask(timer(cell.curve, cell.price), cell, came)
-    return {"rows": rows, "grid": _grid(cell, came)}
+    rows = _others(cell)
+    rows["timer"] = _ask(timer(cell.curve, cell.price), cell, _arrivals(replace(cell, price=0)))
+    return {"rows": rows, "grid": _grid(cell)}
 
 
 # ------------------------------------------------------------------ the SLO, contention, cameras
@@ -242,14 +275,11 @@ def _contention(cell: Cell) -> dict[str, Any]:
 
 
 def _cameras(cell: Cell) -> dict[str, Any]:
-    count, fps = 16, 30.0
-    window = cell.window_ms / 1e3 if cell.window_ms else None
-    setup = Cameras(count, fps, window_s=window)
-    came = models.cameras(setup, cell.count / count / fps, cell.seed)
+    came = _arrivals(replace(cell, price=0))
     mean, device = clairvoyant(came.times.tolist()[: cell.count // 4], LINEAR, CAP, cell.price)
     best = {"mean_ms": mean * 1e3, "device_ms": device * 1e3}
     best["cost_ms"] = best["mean_ms"] + cell.price * best["device_ms"]
-    rows = {name: _ask(make(), cell, came) for name, make in _others(cell)}
+    rows = _others(cell)
     rows |= {"clairvoyant": best, "timer": _ask(timer(LINEAR, cell.price), cell, came)}
     rows["fixed 16, 2 ms"] = _ask(rules.FixedDelay(CAP, 16, 0.002), cell, came)
     return {"rows": rows}

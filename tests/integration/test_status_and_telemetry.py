@@ -220,6 +220,8 @@ def test_telemetry_adds_up(
         series for series in document["metrics"]["latency_seconds"] if series["model"] == "digits"
     )
     assert latency["count"] == 3
+    limits = {it["queue"]: it["value"] for it in document["metrics"]["timer_limit_samples"]}
+    assert limits == {name: at["cpu"]["limit"] for name, at in document["models"].items()}
     if not flood:
         assert (arrivals, dropped) == (4, 1)
 

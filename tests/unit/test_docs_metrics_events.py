@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from edged.errors import BadResponseTopicError, InternalError, NoResponseTopicError
 from edged.events import EVENTS, Event, Stopping, Telemetry, cloud_event, json_bytes
 from edged.latency import LatencyCurve
-from edged.metrics import LATENESS, METRICS, SAMPLES, SECONDS, Metrics
+from edged.metrics import LATENESS, METRICS, SAMPLES, SECONDS, Metrics, timer_gauges
 from edged.protocol import TELEMETRY_KINDS, Topics
 from edged.report.policy import RESULT_VALUES
 from edged.report.reports import QUEUED_ANSWERS, QUEUED_EVENTS
@@ -120,7 +121,7 @@ def test_the_example_is_what_the_service_publishes() -> None:
     metrics.count("replies_total", "digits", "429")
     for samples in (1, 2, 1):
         metrics.observe("batch_samples", samples, "digits")
-    timer = {
+    timer: dict[str, Any] = {
         "price": 2.0, "phi": 1.04, "rate": 118.2, "limit": 2, "hold_ms": None, "tuned": 1,
         "fallback": 0, "predicted_ms": 6.68, "achieved_ms": 6.71, "greedy_ms": 6.85,
         "residual_p50": 0.002, "residual_p95": 0.061, "late_p99_ms": 0.12,
@@ -128,10 +129,12 @@ def test_the_example_is_what_the_service_publishes() -> None:
         "closed_gap": 26, "closed_budget": 6, "closed_tuner": 357, "closed_fallback": 0,
         "closed_drain": 0,
     }  # fmt: skip
+    known = {"digits": {"cpu": timer | {"hold_ms": math.nan}}}
     models = {"digits": {"cpu": timer}}
     load = {"load": None, "temperature_c": None, "throttled": None, "low_power": None}
     devices = {"cpu": load}
-    made = Telemetry(1790000000.5, 60.0, 2, 1, models, devices, metrics.snapshot())
+    values = metrics.snapshot() | timer_gauges(known)
+    made = Telemetry(1790000000.5, 60.0, 2, 1, models, devices, values)
 
     assert example(METRICS_PAGE, "The document") == json.loads(json_bytes(asdict(made)))
 

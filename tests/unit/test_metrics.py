@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Callable
 
@@ -11,7 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edged.metrics import LATENESS, METRICS, SAMPLES, SECONDS, Metrics
+from edged.latency import LatencyCurve
+from edged.metrics import (
+    LATENESS,
+    METRICS,
+    SAMPLES,
+    SECONDS,
+    TIMER_GAUGES,
+    Metrics,
+    timer_gauges,
+)
+from edged.serve.timer import BatchTimer
 
 
 def series(metrics: Metrics, name: str) -> dict[str, object]:
@@ -135,6 +146,26 @@ def test_threads_lose_no_count() -> None:
 
     assert metrics.value("samples_total", "m") == 16_000
     assert series(metrics, "compute_seconds")["count"] == 8000
+
+
+def test_gauges_tell_what_each_timer_says_of_itself() -> None:
+    """Milliseconds become seconds; what is not known yet has no series, an infinite price has."""
+    timer = BatchTimer(LatencyCurve((1, 8), (0.002, 0.004)), 8, price=math.inf)
+    state = timer.state(0.0) | {"predicted_ms": 6.68}
+
+    found = timer_gauges({"m@64": {"cuda:0": state, "cuda:1": state | {"price": 2.0}}})
+
+    where = [{"queue": "m@64", "device": f"cuda:{number}"} for number in (0, 1)]
+    assert found["timer_price"] == [where[0] | {"value": math.inf}, where[1] | {"value": 2.0}]
+    assert found["timer_limit_samples"] == [at | {"value": 8.0} for at in where]
+    assert found["timer_predicted_seconds"] == [at | {"value": 0.00668} for at in where]
+    assert {"timer_hold_seconds", "timer_achieved_seconds", "timer_greedy_seconds"}.isdisjoint(
+        found
+    )
+    gauges = {name for name, metric in METRICS.items() if metric.kind == "gauge"}
+    assert gauges == set(TIMER_GAUGES)
+    with pytest.raises(KeyError, match="timer_phi is a gauge, not a counter"):
+        Metrics().count("timer_phi", "m", "cpu")
 
 
 def test_the_list_keeps_the_field_s_conventions() -> None:

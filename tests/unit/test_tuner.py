@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edged.serve.batch_size import control_limit
 from edged.serve.tuner import GREEDY, Setting, Task, candidates, due, tune
 from tests.doubles.simulated_device import fixed_count, linear, poisson
 
@@ -113,6 +115,24 @@ def test_a_change_of_pattern_is_followed() -> None:
     assert last.setting.limit > 1
 
 
+@pytest.mark.parametrize("price", [2.0, 10.0])
+def test_a_rate_that_grows_slowly_is_followed(price: float) -> None:
+    """In half a minute from 80 to 640 a second: the count of the quiet morning is given up."""
+    arrivals, at = [], 0.0
+    for gap in np.diff(poisson(1.0, 12_000, 5)):
+        at += gap / (80 * 8 ** (at / 30))
+        arrivals.append(at)
+    last, limits = None, []
+    for second in range(5, 31):
+        trace = tuple(came for came in arrivals if came <= second)[-600:]
+        last = tune(replace(task(trace, price), last=last))
+        assert last is not None
+        limits.append(last.setting.limit)
+
+    assert limits[0] < limits[-1]
+    assert limits[-1] >= control_limit(price, (0.002, 0.00025), 320, 32)
+
+
 def test_it_is_due_at_its_time_or_after_a_change() -> None:
     """Every second, or when the rate or the device moved by a quarter."""
     came = poisson(1000, 700, 1)
@@ -187,4 +207,4 @@ def test_a_count_that_the_trace_never_reaches_is_not_chosen() -> None:
 
     assert last is not None
     assert math.isfinite(last.predicted.cost_s)
-    assert all(math.isfinite(mean) for mean, _ in last.seen.values())
+    assert all(math.isfinite(seen.mean) for seen in last.seen.values())
