@@ -21,11 +21,11 @@ from edged.engine_store import EngineStore
 from edged.errors import EdgedError
 from edged.events import Degraded, Disconnected, Event, Started, Stopping
 from edged.metrics import Metrics
+from edged.observers import Observers
 from edged.protocol import JSON, PoolTopics, Topics
 from edged.rebuild import Rebuilds, build_command
 from edged.report.configuration import ConfigurationPorts, settings_at_start
 from edged.report.pipeline import Beginning, ReportLine, ServicePorts
-from edged.report.policy import Answered
 from edged.report.status import Status
 from edged.serve.admit import Admission
 from edged.serve.batch import WaitingRoom
@@ -36,7 +36,7 @@ from edged.serve.models import ModelHost
 from edged.serve.mqtt import BrokerLink
 from edged.serve.pipeline import Pipeline, Sender, Watchers
 from edged.serve.pool import Membership
-from edged.serve.request import LinkDown, LinkUp, Outcome, Reply
+from edged.serve.request import LinkDown, LinkUp, Reply
 from edged.settings import Settings, load_settings
 from edged.signals import EX_CUT_OFF, Signals
 
@@ -95,6 +95,7 @@ class Service:
         serve = settings.serve
         limits = Limits(serve.max_request_bytes, serve.max_request_samples, serve.max_deadline_s)
         pool = PoolTopics(topics.root, serve.pool) if serve.pool else None
+        self._observers = observers = Observers(settings, topics, metrics)
         self._pipeline = Pipeline(
             Decoder(
                 topics,
@@ -107,7 +108,7 @@ class Service:
             devices.formats,
             self._room,
             metrics,
-            Watchers(self._answered, self._link_changed),
+            Watchers(observers.answered, self._link_changed),
             dead_topic=topics.dead,
             duplicates=Duplicates(serve.dedup_bytes, serve.dedup_s),
         )
@@ -138,6 +139,7 @@ class Service:
             metrics,
         )
         control.uplink = self._reports.numbers
+        observers.tells(self._reports, self._link.publish)
 
     @property
     def _settings(self) -> Settings:
@@ -149,6 +151,7 @@ class Service:
         """Starts, serves, and ends; returns the exit code."""
         self._signals.catch()
         self._reports.start()
+        self._observers.start()
         if not self._host.wanted():
             return self._nothing_to_serve([])
         self._link.start(subscribe=False)  # it connects while models are warmed
@@ -240,6 +243,8 @@ class Service:
         if self._status.change(state, progress):
             self._publish_status()
             sd_notify.notify(status=self._sentence())
+        if self._link.connected.is_set():
+            self._observers.look(self._link.epoch, list(self._host.models), self._host.devices())
 
     def _fatal(self) -> str | None:
         """Why this process cannot go on."""
@@ -272,6 +277,7 @@ class Service:
             )
         self._rebuilds.stop()
         self._reports.stop(1.0)
+        self._observers.stop(1.0)
         self._devices.stop_tuning()
         self._link.stop(self._status.document("offline", self._link.epoch))
         self._pipeline.stop()
@@ -352,13 +358,6 @@ class Service:
     def _publish_report(self, topic: str, payload: bytes) -> bool:
         reply = Reply(topic, payload, 0, content_type=JSON)
         return self._link.connected.is_set() and self._link.publish(reply) is not None
-
-    def _answered(self, outcome: Outcome, status: int) -> None:
-        """On the link's thread."""
-        if self._reports.wants(outcome.model):
-            took_ms = round((time.monotonic() - outcome.received) * 1e3, 3)
-            what = (outcome.model, outcome.id, status, outcome.samples)
-            self._reports.answered(Answered(time.time(), *what, took_ms, outcome.outputs))
 
     def _link_changed(self, change: LinkUp | LinkDown) -> None:
         """On the link's thread."""

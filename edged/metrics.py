@@ -123,6 +123,10 @@ METRICS: dict[str, Metric] = {
     "outbox_failures_total": Metric(
         "counter", ("reason",), "Times the outbox lost its disk or found its file damaged."
     ),
+    "traces_exported_total": Metric("counter", (), "Requests whose spans were exported."),
+    "traces_dropped_total": Metric(
+        "counter", ("reason",), "Requests whose spans were dropped, by reason."
+    ),
     "events_dropped_total": Metric("counter", ("kind",), "Events that could not be reported."),
     "timer_price": Metric("gauge", TIMER, "c, seconds of latency that a device second is worth."),
     "timer_phi": Metric("gauge", TIMER, "How many times slower the device is than at warm-up."),

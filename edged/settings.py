@@ -25,6 +25,7 @@ from pydantic_settings import (
 )
 
 from edged.errors import ConfigError
+from edged.integration_settings import HomeAssistantSettings, TracingSettings
 from edged.report_settings import ReportSettings, UplinkSettings
 from edged.settings_section import Section as _Section
 from edged.settings_section import check_connection
@@ -235,7 +236,9 @@ LIVE = frozenset(
 )  # fmt: skip
 """Settings that SIGHUP takes over; the others need a restart. docs/settings.md marks them."""
 
-LOCAL_SECTIONS = frozenset({"device", "broker", "uplink", "outbox", "paths"})
+LOCAL_SECTIONS = frozenset(
+    {"device", "broker", "uplink", "outbox", "paths", "tracing", "home_assistant"}
+)
 LOCAL_SETTINGS = frozenset({"serve.reply_prefixes", "serve.devices"})
 """Sections and settings that the control plane may not change: a wrong value would cut the device
 off, or widen what it may be made to publish."""
@@ -255,6 +258,8 @@ class Settings(BaseSettings):
     report: ReportSettings = Field(default_factory=ReportSettings)
     uplink: UplinkSettings = Field(default_factory=UplinkSettings)
     outbox: OutboxSettings = Field(default_factory=OutboxSettings)
+    tracing: TracingSettings = Field(default_factory=TracingSettings)
+    home_assistant: HomeAssistantSettings = Field(default_factory=HomeAssistantSettings)
     log: LogSettings = Field(default_factory=LogSettings)
     paths: PathSettings = Field(default_factory=PathSettings)
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from edged import protocol, v2
+from edged import protocol, trace_context, v2
 from edged.errors import (
     BadHeaderError,
     BadParameterError,
@@ -34,8 +34,6 @@ from edged.serve.request import Arrival, Priority, ReplyTo, Request
 from edged.serve.request_inputs import check_inputs, describe
 from edged.serve.request_outputs import choices_of
 
-MAX_TRACE_CHARS = 512
-"""W3C Trace Context asks to pass on at least this much; longer ones are not copied."""
 _MAX_TIME = 2**53
 """Largest time in a parameter; every whole number up to it is exact as a float."""
 _TOPICS = 256
@@ -148,11 +146,7 @@ class Decoder:
             topic=topic,
             correlation=correlation,
             qos=min(arrival.receipt.qos, 1),
-            trace={
-                name: arrival.user[name]
-                for name in protocol.TRACE_PROPERTIES
-                if name in arrival.user and len(arrival.user[name]) <= MAX_TRACE_CHARS
-            },
+            trace=trace_context.passed_on(arrival.user),
             json_only=asked is not None and bool(asked.client),
             device=self._topics.device if asked is not None and asked.pooled else "",
         )

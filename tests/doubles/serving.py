@@ -213,6 +213,7 @@ class Load:
 
     queue_samples: int = 1024
     started: bool = True
+    watcher: Callable[[Outcome, int], None] = lambda _outcome, _status: None
     decoder_models: Mapping[str, ScriptedModel] = field(
         default_factory=lambda: {MODEL: ScriptedModel()}
     )
@@ -243,11 +244,12 @@ class Serving:
             {MODEL: ReplyFormat("0123456789ab")},
             self.room,
             self.metrics,
-            Watchers(lambda outcome, status: self.answered.append((outcome, status)), ignore),
+            Watchers(self._watch, ignore),
             dead_topic=TOPICS.dead,
         )
         self.link.pipeline = self.pipeline
         self._started = load.started
+        self._watcher = load.watcher
 
     def __enter__(self) -> Serving:
         if self._started:
@@ -264,6 +266,10 @@ class Serving:
         self.link.stop()
         self.pipeline.stop()
         self.runner.close()
+
+    def _watch(self, outcome: Outcome, status: int) -> None:
+        self.answered.append((outcome, status))
+        self._watcher(outcome, status)
 
     def start(self, sender: Sender | None = None) -> None:
         """Starts the threads; with the scripted link, it connects."""

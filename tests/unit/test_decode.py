@@ -36,6 +36,7 @@ from edged.serve.request import Arrival, OutputChoice, Priority, Receipt
 TOPICS = protocol.Topics("edged/v1", "dev1")
 REPLY = TOPICS.reply("me")
 WALL = 1_700_000_000.0
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def image(form: str = "PNG", size: tuple[int, int] = (8, 8)) -> bytes:
 def test_binary_request_is_decoded_whole() -> None:
     """Every field of the request comes from where the protocol says."""
     payload, length = pair_body(3, id="r1")
-    user = {"traceparent": "00-1-2-01", "priority": "urgent", "other": "x"}
+    user = {"traceparent": PARENT, "priority": "urgent", "other": "x"}
     request = DECODER.decode(arrive(payload, length, user=user, content_type=protocol.OCTET_STREAM))
     assert (request.model, request.id, request.samples) == ("pair", "r1", 3)
     assert {name: array.shape for name, array in request.tensors.items()} == {
@@ -122,7 +123,7 @@ def test_binary_request_is_decoded_whole() -> None:
     assert request.reply_to.topic == REPLY
     assert request.reply_to.correlation == b"\0\xff"
     assert request.reply_to.qos == 1
-    assert request.reply_to.trace == {"traceparent": "00-1-2-01"}
+    assert request.reply_to.trace == {"traceparent": PARENT}
     assert not request.reply_to.json_only
 
 
@@ -290,10 +291,12 @@ def test_correlation_data_over_the_limit_is_refused_and_not_echoed() -> None:
         DECODER.decode(arrival)
 
 
-def test_long_trace_context_is_not_copied() -> None:
-    """A trace property over the limit is left out of the reply."""
-    arrival = arrive(b"x", user={"traceparent": "ok", "tracestate": "x" * 513})
-    assert DECODER.reply_to(arrival).trace == {"traceparent": "ok"}
+def test_invalid_trace_context_is_not_copied() -> None:
+    """A tracestate over the limit is left out alone; an invalid traceparent takes it along."""
+    arrival = arrive(b"x", user={"traceparent": PARENT, "tracestate": "a=" + "x" * 513})
+    assert DECODER.reply_to(arrival).trace == {"traceparent": PARENT}
+    arrival = arrive(b"x", user={"traceparent": "00-1-2-01", "tracestate": "a=1"})
+    assert DECODER.reply_to(arrival).trace == {}
 
 
 def tensors(*inputs: v2.Tensor) -> Arrival:

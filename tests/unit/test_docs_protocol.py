@@ -24,10 +24,10 @@ from edged.control_plane import (
     reported_document,
 )
 from edged.errors import ClientError, EdgedError, ServiceError, UnknownModelError
-from edged.serve.decode import MAX_TRACE_CHARS
 from edged.serve.encode import ERROR_EXPIRY_S, dead_letter
 from edged.serve.request import Arrival, Receipt
 from edged.serve.timer import Reason
+from edged.trace_context import MAX_TRACESTATE_CHARS
 from edged.v2.header import MAX_CONTAINERS, MAX_DEPTH, MAX_ID_BYTES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -146,7 +146,7 @@ def test_limits_are_the_codes() -> None:
     assert f"up to {protocol.MAX_CORRELATION_BYTES} bytes, copied" in PAGE
     assert f"may have up to {protocol.MAX_RESPONSE_TOPIC_BYTES} bytes, no wildcard" in PAGE
     assert f"more than {protocol.MAX_SLASHES} slashes" in PAGE
-    assert f"above {MAX_TRACE_CHARS} characters" in PAGE
+    assert f"above {MAX_TRACESTATE_CHARS} characters" in PAGE
     assert f"is of, up to {protocol.MAX_SOURCE_CHARS} characters" in PAGE
     assert f"{ERROR_EXPIRY_S} seconds for an error" in PAGE
     assert f"any text up to {MAX_ID_BYTES} bytes" in PAGE

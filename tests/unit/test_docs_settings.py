@@ -34,7 +34,7 @@ MADE_UP = {
     "broker.cert_file", "broker.key_file", "serve.models", "serve.reply_prefixes",
     "serve.slo_ms", "serve.versions", "report.models", "uplink.host", "uplink.username",
     "uplink.password", "uplink.ca_file", "uplink.cert_file", "uplink.key_file",
-    "timer.models",
+    "timer.models", "tracing.endpoint",
 }  # fmt: skip
 
 
