@@ -112,7 +112,10 @@ test-gpu: $(VENV)/.dev ## tests that need an NVIDIA GPU and TensorRT; a missing 
 
 # ------------------------------------------------------------------------------ release and install
 
-.PHONY: package changelog lock clean
+.PHONY: asyncapi package changelog lock clean
+asyncapi: $(VENV)/.dev ## write docs/asyncapi.json anew from the code, after a change of the protocol
+	$(PY) -m edged asyncapi > docs/asyncapi.json.new && mv docs/asyncapi.json.new docs/asyncapi.json
+
 package: $(VENV)/.dev ## build the wheel into dist/
 	$(PY) -m build --wheel --no-isolation --outdir dist .
 

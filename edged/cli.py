@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_simulate,
         _add_doctor,
         _add_outbox,
+        _add_asyncapi,
         _add_demo,
     ):
         add(commands)
@@ -144,6 +145,10 @@ def _endpoint(options: argparse.Namespace) -> Endpoint:
         password=password.get_secret_value() if password else None,
         tls=broker.tls,
         ca_file=broker.ca_file,
+        cert_file=broker.cert_file,
+        key_file=broker.key_file,
+        transport=broker.transport,
+        websocket_path=broker.websocket_path,
         pool=getattr(options, "pool", None) or "",
     )
 
@@ -260,6 +265,18 @@ def _simulate(options: argparse.Namespace) -> int:
     from edged.simulate.options import from_arguments
 
     return command.run(from_arguments(options), settings_of(options).paths.engines)
+
+
+def _add_asyncapi(commands: Any) -> None:
+    parser = commands.add_parser("asyncapi", help="print the protocol as an AsyncAPI 3 document")
+    parser.set_defaults(run=_asyncapi)
+
+
+def _asyncapi(_options: argparse.Namespace) -> int:
+    from edged.asyncapi import asyncapi_json
+
+    print(asyncapi_json(), end="")
+    return 0
 
 
 def _add_demo(commands: Any) -> None:
