@@ -1,14 +1,15 @@
 """The waiting room: admitted requests in, batches out. The one lock of the path.
 
 One lock guards the waiting requests and the timers' state. Nothing is called with it held that
-waits or does I/O: the timers and the admission rule are pure. Devices pull: a device's thread asks
-for work when it has a free lane, and sleeps until an arrival, a completion, or the one armed time.
+waits or does I/O: the timers and the admission rule are pure. Devices pull: who brings an arrival
+or a completion asks for what is due (`take_now`), one thread at a time for a device; the device's
+own thread sleeps until it is called, or until the one armed time (`take`).
 
 Several devices share the room. Each has its own timers, so a busier one is known to be slower; it
 leaves work to the others when they would have done all that waits before it had done one batch.
 
 What waits lies in queues: one for each model, or one for each model and padded length. Which of
-them a device serves next, and with how large a batch, is decided in `edged.serve.dispatch`.
+them a device serves next, and with how large a batch, is decided in `edged.serve.next_batch`.
 """
 
 from __future__ import annotations
@@ -17,23 +18,28 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 from edged.errors import EdgedError, UnknownModelError
 from edged.serve.dispatch import UrgentTraffic
 from edged.serve.model_queue import ModelQueue
-from edged.serve.occupancy import Occupancy, Refusal, busy, refusal, states
+from edged.serve.next_batch import Situation, next_batch
+from edged.serve.occupancy import OWN, Occupancy, Refusal, Taker, busy, refusal, states
 from edged.serve.request import Batch, Part, Priority, Request, Work, model_of
 from edged.serve.sleepers import Sleepers
-from edged.serve.timer import BatchTimer, Decision, Reason
+from edged.serve.timer import BatchTimer
 from edged.serve.tuner import Choice, Task
 
 
 class WaitingRoom:
     """All waiting requests, the timers, and the free lanes of the devices.
 
-    Thread-safe. ``put`` is called by the intake, ``take`` by a device's thread,
-    ``completed`` by whoever learns that a batch is done.
+    Thread-safe. ``put`` is called by the intake, ``take`` by a device's thread, ``take_now`` by any
+    other one that starts batches, ``completed`` by whoever learns that a batch is done.
+
+    Attributes:
+        call_due: there is something that devices have to look at.
 
     Args:
         timers: by queue, for all that is served; devices that bring none of their own use them.
@@ -48,34 +54,28 @@ class WaitingRoom:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._timers = dict(timers)
-        self._queues = {name: ModelQueue(timer.cap) for name, timer in timers.items()}
+        self._all = Situation({name: ModelQueue(timer.cap) for name, timer in timers.items()})
+        self._queues = self._all.queues
+        self._devices = self._all.devices
         self._refusal = refusal
         self._clock = clock
         self._changed = Sleepers()
-        self._call_due = False
-        self._devices: dict[str, Occupancy] = {}
+        self.call_due = False
+        self._takers: dict[str, Taker] = {}  # by device
         self._observers: dict[str, list[BatchTimer]] = {}  # of arrivals, by queue
-        self._urgent: dict[str, UrgentTraffic] = {}  # by queue
         self._numbers = 0
         self._returns = -(2**62)  # before all arrivals, in the order in which they come back
-        self._leaving: set[str] = set()  # queues that are to go
-        self._draining = False
         self._closed = False
-        self._alarm = math.inf  # until when the sleeping devices sleep, at most
 
     def __repr__(self) -> str:
         with self._changed:
-            lanes = ", ".join(f"{name} {device.free}" for name, device in self._devices.items())
-            return f"<WaitingRoom {self._waiting()} samples, free lanes: {lanes or 'none'}>"
-
-    def _waiting(self) -> int:
-        return sum(queue.samples for queue in self._queues.values())
+            return f"<WaitingRoom {self._all!r}>"
 
     @property
     def samples(self) -> int:
         """Samples that wait, over all models."""
         with self._changed:
-            return self._waiting()
+            return self._all.waiting()
 
     def timer_states(self, now: float) -> dict[str, dict[str, dict[str, Any]]]:
         """State of all timers, queue by queue and device by device, for telemetry."""
@@ -102,6 +102,7 @@ class WaitingRoom:
         with self._changed:
             known = self._timers if timers is None else timers
             self._devices[device] = Occupancy(lanes, known, lead_s)
+            self._takers.setdefault(device, Taker())
             self._observers.clear()
             self._changed.notify_all()
 
@@ -138,7 +139,7 @@ class WaitingRoom:
             Whether nothing of it waits or runs any more; False: the room was closed meanwhile.
         """
         with self._changed:
-            self._leaving.update(queues)
+            self._all.leaving.update(queues)
             self._changed.notify_all()
             while not self._closed and busy(queues, self._queues, self._devices):
                 self._changed.wait()
@@ -153,13 +154,13 @@ class WaitingRoom:
         """
         with self._changed:
             for name in queues:
-                for known in (self._queues, self._timers, self._urgent, self._observers):
+                for known in (self._queues, self._timers, self._all.urgent, self._observers):
                     known.pop(name, None)
                 for device in self._devices.values():
                     device.drop(name)
             for where, number in lanes.items():
                 self._devices[where].resize(number)
-            self._leaving.difference_update(queues)
+            self._all.leaving.difference_update(queues)
 
     def tunings(self) -> list[tuple[BatchTimer, Task]]:
         """What the tuner may work on, outside the lock; `tuned` takes the result."""
@@ -206,7 +207,7 @@ class WaitingRoom:
 
         Args:
             request: a decoded request.
-            call: False: more will follow at once; `call` wakes the devices then, for all of them.
+            call: False: more will follow at once; then `due` says so, or `call` wakes the devices.
 
         Returns:
             What it superseded: a whole request of the same source, or nothing.
@@ -221,26 +222,42 @@ class WaitingRoom:
                 raise refusal
             self._numbers += 1
             if not queue.samples:
-                self._reopen(request.queue)
+                self._all.reopen(request.queue)
             superseded = queue.put(Part(request, 0, request.samples), self._numbers)
             self._arrived(request, queue, now)
-            # A device whose lanes are all busy need not wake up, unless this one expires first.
-            if any(d.free > 0 for d in self._devices.values()) or request.deadline < self._alarm:
-                self._call_due = True
+            if not self.call_due:
+                self.call_due = self._concerns(request)
         if call:
             self.call()
         return superseded
 
+    def _concerns(self, request: Request) -> bool:
+        """Whether a device has to look: those whose lanes are all busy only if it expires first."""
+        return any(device.free > 0 for device in self._devices.values()) or any(
+            request.deadline < taker.armed for taker in self._takers.values()
+        )
+
+    def due(self) -> bool:
+        """Whether devices have to look at what was put without a call; asked once for each time.
+
+        Who is told so has `take_now` asked for every device, or calls.
+        """
+        if not self.call_due:
+            return False
+        with self._changed:
+            self.call_due = False
+            return True
+
     def call(self) -> None:
-        """Wakes the devices for what was put without a call. From the thread that put it."""
-        if self._call_due:
+        """Wakes the devices' threads, if there is anything for them."""
+        if self.call_due:
             with self._changed:
-                self._call_due = False
+                self.call_due = False
                 self._changed.notify_all()
 
     def _open_queue(self, request: Request) -> ModelQueue:
         queue = self._queues.get(request.queue)
-        if queue is None or request.queue in self._leaving:
+        if queue is None or request.queue in self._all.leaving:
             raise UnknownModelError(
                 f"model {request.model!r} is served here no more: it was taken off serve.models"
             )
@@ -248,25 +265,20 @@ class WaitingRoom:
 
     def _refused(self, request: Request, queue: ModelQueue, now: float) -> EdgedError | None:
         waiting = sum(q.samples for of, q in self._queues.items() if model_of(of) == request.model)
-        limits = {"waiting": waiting - queue.replaceable(request), "draining": self._draining}
+        limits = {"waiting": waiting - queue.replaceable(request), "draining": self._all.draining}
         rule = partial(self._refusal, request, now, **limits)
-        return refusal(rule, self._able(request.queue), request, queue, now)
+        return refusal(rule, self._all.able(request.queue), request, queue, now)
 
     def _arrived(self, request: Request, queue: ModelQueue, now: float) -> None:
         """Has the timers know, and the closing times of devices that are busy."""
         name = request.queue
         if request.priority is Priority.URGENT:
-            traffic = self._urgent.setdefault(name, UrgentTraffic())
+            traffic = self._all.urgent.setdefault(name, UrgentTraffic())
             traffic.arrived(now, request.samples, request.deadline - request.received)
         for timer in self._observers.get(name) or self._timers_of(name):
             timer.arrived(now, request.samples)
         for device in self._devices.values():
             device.arrived(now, name, queue.waiting())
-
-    def _reopen(self, queue: str) -> None:
-        """The batch that closes next is another one."""
-        for device in self._devices.values():
-            device.closes.pop(queue, None)
 
     def put_back(self, parts: Iterable[Part]) -> None:
         """Takes samples in again whose device failed; they keep their place in the order."""
@@ -284,114 +296,104 @@ class WaitingRoom:
         observers = self._observers[queue] = list({id(timer): timer for timer in timers}.values())
         return observers
 
-    def _able(self, queue: str) -> list[Occupancy]:
-        """Devices that serve a queue and are not out."""
-        return [d for d in self._devices.values() if d.retry_at is None and queue in d.timers]
-
     # -------------------------------------------------------------- batches out
 
     def take(self, device: str) -> Work | None:
-        """Waits for work for a device; None once the room is closed.
+        """Waits for work for a device, on its own thread; None once the room is closed.
 
         A batch occupies one of the device's lanes until `completed`. While none is free, only
         expired requests are handed out, when they expire.
         """
         with self._changed:
-            armed = math.inf
+            taker, armed = self._takers[device], math.inf
             while not self._closed:
-                now = self._clock()
-                state = self._devices[device]
-                expired = [part for queue in self._queues.values() for part in queue.expire(now)]
-                batch, alarm = self._next_batch(state, now)
-                retry = state.ask_retry(now)
-                if expired and self._leaving:
-                    self._changed.notify_all()
-                if batch is not None or expired or retry:
-                    late_s = now - armed if now >= armed else None
-                    if batch is not None and late_s is not None:
-                        state.timers[batch.queue].woke(late_s)
-                    return Work(batch, tuple(expired), retry, late_s)
-                self._alarm = min(self._alarm, alarm)
-                armed = alarm
+                now, alarm = self._clock(), math.inf
+                if (batch := taker.take_handed()) is not None:
+                    return Work(batch)
+                if taker.free_for(OWN):
+                    work, alarm = self._look(device, now, armed)
+                    if work is not None:
+                        return work
+                taker.armed = armed = alarm
                 self._changed.wait(None if math.isinf(alarm) else max(0.0, alarm - now))
-                self._alarm = math.inf
+                taker.armed = -math.inf
             return None
 
-    def _next_batch(self, device: Occupancy, now: float) -> tuple[Batch | None, float]:
-        """The batch to run now, or when to look again."""
-        filled = [(n, q) for n, q in self._queues.items() if q.samples and n in device.timers]
-        alarm = min((queue.deadline for queue in self._queues.values()), default=math.inf)
-        if device.retry_at is not None:
-            return None, min(alarm, device.retry_at)
-        if device.free <= 0:
+    def _look(self, device: str, now: float, armed: float) -> tuple[Work | None, float]:
+        """What there is for a device's own thread, or when it has to look again."""
+        state, taker = self._devices[device], self._takers[device]
+        expired = tuple(part for queue in self._queues.values() for part in queue.expire(now))
+        batch, alarm = next_batch(self._all, state, now)
+        retry = state.ask_retry(now)
+        taker.thread = OWN if batch is not None else 0
+        if expired and self._all.leaving:
+            self._changed.notify_all()
+        if batch is None and not expired and not retry:
             return None, alarm
-        due: list[tuple[bool, float, float, str, Decision]] = []
-        for name, queue in filled:
-            decision, at = self._decide(device, name, queue, now)
-            alarm = min(alarm, at)
-            if decision.samples:
-                closed = min(now, device.closes.get(name, now))
-                due.append((not queue.urgent[0], closed, queue.deadline, name, decision))
-        if not due:
-            return None, alarm
-        _, _, _, name, decision = min(due, key=lambda item: item[:4])
-        return self._close(device, name, decision, now), alarm
+        late_s = now - armed if now >= armed else None
+        if batch is not None and late_s is not None:
+            state.timers[batch.queue].woke(late_s)
+        return Work(batch, expired, retry, late_s), alarm
 
-    def _close(self, device: Occupancy, name: str, decision: Decision, now: float) -> Batch:
-        queue = self._queues[name]
-        device.timers[name].started(now, queue.waiting(), decision)
-        device.started(now, name, decision.samples)
-        self._reopen(name)
-        queue.age(now)
-        parts = queue.take(decision.samples)
-        model, length = parts[0].request.model, parts[0].request.length
-        return Batch(model, parts, decision.samples, decision.reason.value, now, length)
+    def take_now(self, device: str) -> Batch | None:
+        """The batch that is due on a device; from any thread, which asks until there is none.
 
-    def _decide(
-        self, device: Occupancy, name: str, queue: ModelQueue, now: float
-    ) -> tuple[Decision, float]:
-        """What to do with one queue on this device, and when to look again."""
-        decision, cap = device.sized(name, self._queues, self._urgent, now)
-        if (self._draining or name in self._leaving) and not decision.samples:
-            decision = Decision(min(queue.samples, cap), now, Reason.DRAIN)
-        if not decision.samples:
-            device.closes[name] = decision.at
-            return decision, decision.at
-        device.closes[name] = min(now, device.closes.get(name, now))
-        later = Decision(0, now, decision.reason)
-        earliest = device.earliest(now)
-        if earliest > now and decision.samples < cap:
-            return later, earliest
-        service_s = device.timers[name].service_s(decision.samples)
-        others = [other for other in self._able(name) if other is not device]
-        if any(other.clear_s(now, name, queue.samples) < service_s for other in others):
-            return later, now + service_s
-        return decision, now
+        None also while another thread is at it, which asks again itself. What has expired, and an
+        earlier time to look again, is left to the device's own thread: `call` wakes it.
+        """
+        taker = self._takers[device]
+        with self._changed:
+            if self._closed or not taker.free_for(get_ident()):
+                return None
+            now = self._clock()
+            batch, alarm = None, min((q.deadline for q in self._queues.values()), default=math.inf)
+            if alarm > now:
+                batch, alarm = next_batch(self._all, self._devices[device], now)
+            taker.thread = get_ident() if batch is not None else 0
+            if batch is None and alarm < taker.armed:
+                self.call_due = True
+            return batch
 
-    def completed(self, device: str, queue: str, samples: int, service_s: float) -> None:
-        """A batch left its lane; ``service_s`` is 0 where it failed and tells nothing."""
+    def hand(self, device: str, batch: Batch) -> None:
+        """Leaves a batch of `take_now` to the device's own thread; `call` wakes it."""
+        with self._changed:
+            self._takers[device].hand(batch)
+            self.call_due = True
+
+    def completed(
+        self, device: str, queue: str, samples: int, service_s: float, *, call: bool = True
+    ) -> None:
+        """A batch left its lane.
+
+        Args:
+            device: it ran on.
+            queue: it was taken from.
+            samples: in it.
+            service_s: seconds on the device; 0 where it failed and tells nothing.
+            call: False: the caller goes on to `take_now`.
+        """
         with self._changed:
             state = self._devices[device]
             state.ended(self._clock(), queue)
             state.timers[queue].completed(samples, service_s)
-            if self._waiting() or self._leaving:  # else there is nothing to wake up for
+            if self._all.leaving or (call and self._all.waiting()):
                 self._changed.notify_all()
 
     def drain(self) -> None:
         """Refuses what comes from now on, and runs what waits without waiting for more."""
         with self._changed:
-            self._draining = True
+            self._all.draining = True
             self._changed.notify_all()
 
     def resume(self) -> None:
         """Takes requests again after `drain`."""
         with self._changed:
-            self._draining = self._closed
+            self._all.draining = self._closed
 
     def close(self) -> list[Part]:
         """Ends every `take`, and gives back what still waits."""
         with self._changed:
-            self._closed = self._draining = True
+            self._closed = self._all.draining = True
             left = [part for queue in self._queues.values() for part in queue.expire(math.inf)]
             self._changed.notify_all()
             return left

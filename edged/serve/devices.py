@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from edged.backoff import Backoff
 from edged.engine_store import Manifest
@@ -128,7 +129,10 @@ class Devices:
         """
         ports = DevicePorts(
             take=self._take,
-            completed=self._room.completed,
+            take_now=self._room.take_now,
+            hand=self._room.hand,
+            call=self._room.call,
+            completed=partial(self._room.completed, call=False),
             done=done,
             put_back=self._room.put_back,
             failed=self._failed,

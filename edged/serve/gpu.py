@@ -1,17 +1,22 @@
-"""One thread a device: take a batch, put it into a lane, have it run, measure it.
+"""Devices: take a batch, put it into a lane, have it run, measure it.
 
-The thread only takes and fills; a runner says through a callback, on a thread of its own, that a
-lane is done. A failed device is renewed on a short-lived thread beside it, so that what expires
-meanwhile is still answered. What ended is handed on as `Done`; nothing is published or logged here.
+Whoever brings what makes a batch due starts it (`Device.pull`): the link's thread with an arrival,
+the runner's with a completion, for a change of threads costs more than a small batch does. What may
+take longer is left to the device's own thread: large batches, armed times, and what expires. A
+runner says through a callback, on a thread of its own or at once, that a lane is done. A failed
+device is renewed on a short-lived thread beside it, so that what expires meanwhile is still
+answered. What ended is handed on as `Done`; nothing is published or logged here.
 """
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import get_ident
 
 import numpy as np
 
@@ -24,6 +29,9 @@ from edged.value import value
 
 MOST_ATTEMPTS = 2
 """A batch whose device failed runs once more; what fails twice may be what makes devices fail."""
+LARGE_BYTES = 512 * 1024
+"""A batch that fills more than this is left to the device's own thread: to write it takes longer
+than a change of threads."""
 
 
 @value
@@ -96,6 +104,7 @@ class Served:
         self.length_axes = {
             spec.name: spec.length_axis + 1 for spec in outputs if spec.length_axis is not None
         }
+        self.row_bytes = sum(math.prod(spec.shape) * spec.dtype.itemsize for spec in runner.inputs)
         # Waited for only where an engine with fewer lanes has just taken over.
         self.lanes: queue.SimpleQueue[int] = queue.SimpleQueue()
         for lane in range(runner.lanes):
@@ -104,11 +113,15 @@ class Served:
 
 @dataclass(frozen=True)
 class DevicePorts:
-    """What a device's thread calls.
+    """What a device calls.
 
     Attributes:
         take: waits for work (`edged.serve.batch.WaitingRoom.take`).
-        completed: frees the lane: (device, queue, samples, service seconds or 0).
+        take_now: the batch that is due, never waits (`edged.serve.batch.WaitingRoom.take_now`).
+        hand: leaves a batch of `take_now` to the device's own thread.
+        call: wakes that thread, if there is anything for it.
+        completed: frees the lane: (device, queue, samples, service seconds or 0); `take_now` is
+            asked afterwards.
         done: takes over what ended; may wait, which holds the device back.
         put_back: parts that shall run again, elsewhere or later.
         failed: (device, error): takes the device out for a while.
@@ -117,6 +130,9 @@ class DevicePorts:
     """
 
     take: Callable[[str], Work | None]
+    take_now: Callable[[str], Batch | None]
+    hand: Callable[[str, Batch], None]
+    call: Callable[[], None]
     completed: Callable[[str, str, int, float], None]
     done: Callable[[Done], None]
     put_back: Callable[[Sequence[Part]], None]
@@ -144,7 +160,8 @@ class Device:
         # A model is swapped between two batches: never between picking its lane and submitting.
         self._swapping = threading.Lock()
         self._renewal: threading.Thread | None = None
-        self._renewal_died = False
+        self._died = ""  # name of a thread
+        self._pulling: set[int] = set()  # threads that go on to the next batch by themselves
         self.thread = threading.Thread(target=self._work, name=f"gpu-{name}", daemon=True)
 
     def __repr__(self) -> str:
@@ -157,9 +174,7 @@ class Device:
 
     def dead(self) -> str | None:
         """Name of a thread of it that has died."""
-        if self._renewal_died:
-            return f"renew-{self.name}"
-        return None if self.thread.is_alive() else self.thread.name
+        return self._died or (None if self.thread.is_alive() else self.thread.name)
 
     def running_s(self, now: float) -> float:
         """For how long the oldest batch has been on the device; 0 if none is."""
@@ -207,7 +222,42 @@ class Device:
         with self._swapping:
             self._models = dict(models)
 
+    # -------------------------------------------------------------- batches in
+
+    def pull(self) -> None:
+        """Starts the batches that are due; from any thread, never waits.
+
+        Who calls it sees to it that `DevicePorts.call` is called afterwards.
+        """
+        me = get_ident()
+        if me in self._pulling:  # a runner that answers at once: whoever started it goes on
+            return
+        self._pulling.add(me)
+        try:
+            while (batch := self._ports.take_now(self.name)) is not None:
+                if not self._start_now(batch):
+                    self._ports.hand(self.name, batch)
+        except BaseException:
+            self._died = threading.current_thread().name
+            raise
+        finally:
+            self._pulling.discard(me)
+
+    def _start_now(self, batch: Batch) -> bool:
+        """Starts a small batch, unless its engine has no lane free at this moment."""
+        with self._swapping:
+            served = self._models[batch.queue]
+            if batch.samples * served.row_bytes > LARGE_BYTES:
+                return False
+            try:
+                lane = served.lanes.get_nowait()
+            except queue.Empty:
+                return False
+            self._submit(served, lane, batch)
+            return True
+
     def _work(self) -> None:
+        self._pulling.add(get_ident())
         while (work := self._ports.take(self.name)) is not None:
             # First what has a deadline to keep: `done` may wait for as long as the broker is away.
             if work.batch is not None:
@@ -227,21 +277,26 @@ class Device:
         try:
             self._ports.renew(self.name)
         except BaseException:
-            self._renewal_died = True
+            self._died = f"renew-{self.name}"
             raise
 
     def _start(self, batch: Batch) -> None:
+        """On the device's own thread."""
         with self._swapping:
             served = self._models[batch.queue]
-            lane = served.lanes.get()
-            fill(served, lane, batch.parts)
-            self._began(batch)
-            served.runner.submit(
-                lane, batch.samples, lambda result: self._finished(served, batch, result)
-            )
+            self._submit(served, served.lanes.get(), batch)
+
+    def _submit(self, served: Served, lane: int, batch: Batch) -> None:
+        fill(served, lane, batch.parts)
+        self._began(batch)
+        served.runner.submit(
+            lane, batch.samples, lambda result: self._finished(served, batch, result)
+        )
+
+    # -------------------------------------------------------------- batches out
 
     def _finished(self, served: Served, batch: Batch, result: Completion) -> None:
-        """On the runner's thread: free the lane first, so that the device goes on."""
+        """On the runner's thread: the device goes on first, then others hear of the outputs."""
         # The lane's buffers belong to its next batch once it is free.
         outputs = {name: np.array(rows) for name, rows in result.outputs.items()}
         error = result.error
@@ -255,6 +310,8 @@ class Device:
             self._ports.put_back(again)
         service_s = 0.0 if error else result.service_s
         self._ports.completed(self.name, batch.queue, batch.samples, service_s)
+        self.pull()
+        self._ports.call()
         if len(again) < len(batch.parts):
             self._hand_over(served, batch, result, outputs, again)
 

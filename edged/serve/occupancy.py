@@ -1,4 +1,4 @@
-"""What the waiting room knows of one device: its lanes, its timers, and until when it is busy."""
+"""What the waiting room knows of one device: lanes, timers, until when it is busy, who takes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edged.errors import EdgedError
 from edged.serve import dispatch
 from edged.serve.dispatch import Prospect, UrgentTraffic
 from edged.serve.model_queue import ModelQueue
-from edged.serve.request import Request
+from edged.serve.request import Batch, Request
 from edged.serve.timer import BatchTimer, Decision, Waiting
 
 Refusal = Callable[..., EdgedError | None]
@@ -181,6 +181,42 @@ class Occupancy:
         """Share of its time that one queue takes at the least, in full batches."""
         timer = self.timers[queue]
         return timer.rate(now) * timer.service_s(timer.cap) / timer.cap
+
+
+OWN = -1
+"""The device's own thread, as a `Taker`."""
+
+
+class Taker:
+    """Who takes batches for one device, so that they are submitted in the order of being taken.
+
+    Attributes:
+        thread: who has taken a batch and not asked for the next one; 0: nobody.
+        handed: a batch that was taken by another thread, for the device's own.
+        armed: until when the device's own thread sleeps; minus infinity while it is awake.
+    """
+
+    __slots__ = ("armed", "handed", "thread")
+
+    def __init__(self) -> None:
+        self.thread = 0
+        self.handed: Batch | None = None
+        self.armed = -math.inf
+
+    def free_for(self, thread: int) -> bool:
+        """Whether this thread may take now; else somebody takes who asks again afterwards."""
+        return self.thread in {0, thread} and self.handed is None
+
+    def hand(self, batch: Batch) -> None:
+        """Leaves a batch that was taken to the device's own thread."""
+        self.handed, self.thread = batch, 0
+
+    def take_handed(self) -> Batch | None:
+        """By the device's own thread."""
+        batch, self.handed = self.handed, None
+        if batch is not None:
+            self.thread = OWN
+        return batch
 
 
 def starts_in_s(

@@ -5,7 +5,7 @@ mqtt        thread mqtt-net    broker -> Arrival
 decode      threads intake-N   Arrival -> Request, or the error to answer with
 admit                          Request -> waiting room, or the refusal to answer with
 batch       (waiting room)     asks the timer
-gpu         thread gpu-N       Batch -> lane -> Done
+gpu         who brings it      Batch -> lane -> Done; large ones and armed times: thread gpu-N
   | inbox: bounded by slots; full: intake and devices wait
 gather      thread mqtt-net    Done -> Outcome, once a request
 encode                         Outcome -> Reply
@@ -23,6 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from threading import get_ident
 from typing import TypeAlias
 
 from edged import protocol
@@ -124,6 +125,7 @@ class Pipeline:
         self._devices: tuple[Device, ...] = ()
         self._inbox: deque[Item] = deque()
         self._turning = threading.Lock()
+        self._turner = 0  # the thread that is at it
         self._broken = False
         self._slots = threading.Semaphore(SLOTS)
         self._owed = 0  # slots taken up, given back once the backlog is short
@@ -255,7 +257,7 @@ class Pipeline:
 
     def _hand_over(self, item: Outcome | Done | Unanswerable, wait: bool = True) -> None:  # noqa: FBT001, FBT002  # `IntakePorts`
         """For `turn`. Waits for a slot where it may."""
-        if wait:
+        if wait and get_ident() != self._turner:
             self._slots.acquire()
             self._inbox.append(item)
             self._wake()
@@ -273,32 +275,42 @@ class Pipeline:
             self._sender.wake()
 
     def done(self, done: Done) -> None:
-        """Parts ended; called by devices, which wait here while too much waits for the broker."""
+        """Parts ended; devices wait here while too much waits for the broker, but on mqtt-net."""
         self._tally.batch(done)
         self._hand_over(done)
 
     # -------------------------------------------------------------- on mqtt-net: what has ended
 
     def turn(self) -> None:
-        """Answers what has ended."""
-        if self._sender is None or not self._inbox:
+        """Answers what has ended, and has devices start what is due by what has arrived."""
+        if self._sender is None or not (self._inbox or self._room.call_due):
             return
         with self._turning:  # of one thread's, but for the last turn of `stop`
             self._busy_since["mqtt-net"] = time.monotonic()
+            self._turner = get_ident()
             try:
-                while self._inbox:
-                    self._handle(self._inbox.popleft())
+                self._answer_all()
+                if self._room.due():
+                    for device in self._devices:
+                        device.pull()
+                    self._answer_all()
             except Exception:
                 self._broken = True  # and the process ends: what was in hand comes again
                 raise
+            finally:
+                self._turner = 0
             if self._owed > 0 and self._publisher.backlog < BACKLOG:
                 self._slots.release(self._owed)
                 self._owed = 0
             self._busy_since.pop("mqtt-net", None)
 
     def settled(self) -> None:
-        """Wakes the devices, once for all that has arrived in a turn."""
+        """Wakes the devices' threads, once for all of a turn."""
         self._room.call()
+
+    def _answer_all(self) -> None:
+        while self._inbox:
+            self._handle(self._inbox.popleft())
 
     def _handle(self, item: Item) -> None:
         if isinstance(item, int):

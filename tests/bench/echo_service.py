@@ -11,6 +11,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from edged.daemon import SWITCH_INTERVAL_S
@@ -59,7 +60,15 @@ def service(port: int) -> BrokerLink:
         dead_topic=TOPICS.dead,
     )
     ports = DevicePorts(
-        room.take, room.completed, pipeline.done, room.put_back, _unexpected, _unexpected
+        take=room.take,
+        take_now=room.take_now,
+        hand=room.hand,
+        call=room.call,
+        completed=partial(room.completed, call=False),
+        done=pipeline.done,
+        put_back=room.put_back,
+        failed=_unexpected,
+        renew=_unexpected,
     )
     device = Device("echo", {"echo": Served(runner, EchoModel.input)}, ports)
     room.add_device(device.name, device.lanes)

@@ -39,7 +39,7 @@ from edged.serve.admit import Admission
 from edged.serve.batch import WaitingRoom
 from edged.serve.decode import Decoder
 from edged.serve.devices import LEAD_S
-from edged.serve.gpu import Device, DevicePorts, Served
+from edged.serve.gpu import Device, DevicePorts, Done, Served
 from edged.serve.pipeline import Pipeline, Sender, Watchers
 from edged.serve.price import MODES
 from edged.serve.request import Arrival, LinkUp, Receipt, Reply, ReplyFormat, Work
@@ -114,8 +114,11 @@ class OneDevice:
         )
         ports = DevicePorts(
             take=self._take,
+            take_now=self.room.take_now,
+            hand=self.room.hand,
+            call=self.room.call,
             completed=self._completed,
-            done=self.pipeline.done,
+            done=self._done,
             put_back=self.room.put_back,
             failed=_give_up,
             renew=lambda _device: None,
@@ -140,13 +143,15 @@ class OneDevice:
         work = self.room.take(device)
         if work is not None and work.lateness_s is not None:
             self.seen.late_s.append(work.lateness_s)
-        if work is not None and work.batch is not None:
-            self.seen.reasons[work.batch.reason] += 1
         return work
+
+    def _done(self, done: Done) -> None:
+        self.seen.reasons[done.reason] += done.samples > 0
+        self.pipeline.done(done)
 
     def _completed(self, device: str, queue: str, samples: int, service_s: float) -> None:
         self.seen.service_s.append((time.monotonic(), samples, service_s))
-        self.room.completed(device, queue, samples, service_s)
+        self.room.completed(device, queue, samples, service_s, call=False)
 
     def _publish(self, reply: Reply) -> int:
         number, seen = int(reply.correlation or b"0"), self.seen

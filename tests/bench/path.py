@@ -101,10 +101,13 @@ class RequestPath:
         def completed(device: str, model: str, samples: int, service_s: float) -> None:
             self.done[device][0] += samples
             self.done[device][1] += service_s
-            self.room.completed(device, model, samples, service_s)
+            self.room.completed(device, model, samples, service_s, call=False)
 
         return DevicePorts(
             take=self.room.take,
+            take_now=self.room.take_now,
+            hand=self.room.hand,
+            call=self.room.call,
             completed=completed,
             done=self.pipeline.done,
             put_back=self.room.put_back,

@@ -59,6 +59,9 @@ class Around:
         self._told: queue.SimpleQueue[Told] = queue.SimpleQueue()
         ports = DevicePorts(
             take=lambda _device: self._works.get(),
+            take_now=lambda _device: None,
+            hand=lambda _device, _batch: None,
+            call=lambda: None,
             completed=lambda _device, _model, n, seconds: self._told.put(Completed(n, seconds)),
             done=self._told.put,
             put_back=lambda parts: self._told.put(Again(tuple(parts))),
@@ -95,6 +98,9 @@ def ports(
     """Of a device that gets these works and tells of what ended."""
     return DevicePorts(
         take=lambda _device: works.get(),
+        take_now=lambda _device: None,
+        hand=lambda _device, _batch: None,
+        call=lambda: None,
         completed=lambda _device, _model, _samples, _seconds: None,
         done=told.put,
         put_back=lambda _parts: None,

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, final
 
@@ -276,7 +277,10 @@ class Serving:
         served = {MODEL: Served(self.runner, ScriptedModel().input)}
         ports = DevicePorts(
             take=self.room.take,
-            completed=self.room.completed,
+            take_now=self.room.take_now,
+            hand=self.room.hand,
+            call=self.room.call,
+            completed=partial(self.room.completed, call=False),
             done=self.pipeline.done,
             put_back=self.room.put_back,
             failed=unexpected,

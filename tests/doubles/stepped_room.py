@@ -70,7 +70,7 @@ class StepwiseRoom:
         """What the device gets now; None if it goes to sleep."""
         self.asleep.pop(device, None)
         self.looked[device] = self.now
-        self.room._alarm = math.inf  # as a thread does when it wakes up
+        self.room._takers[device].armed = -math.inf  # as a thread does when it wakes up
         try:
             work = self.room.take(device)
         except WouldSleepError as sleep:
