@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -21,6 +22,8 @@ class Network:
         width: columns of a sample.
         hidden: columns inside a block.
         blocks: number of blocks.
+        pixels: bytes of each token, where a sample comes as the patches of an image and not as
+            floats; 0: floats.
     """
 
     name: str
@@ -28,19 +31,39 @@ class Network:
     width: int
     hidden: int
     blocks: int
+    pixels: int = 0
+
+    @property
+    def sample(self) -> tuple[int, int]:
+        """Shape of one sample."""
+        return (self.tokens, self.pixels or self.width)
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        """Of a sample's entries."""
+        return np.dtype(np.uint8 if self.pixels else np.float32)
+
+    def draw(self, random: np.random.Generator, count: int) -> np.ndarray[Any, np.dtype[Any]]:
+        """So many random samples, ``[count, *sample]``."""
+        if self.pixels:
+            return random.integers(0, 256, (count, *self.sample), np.uint8)
+        return random.standard_normal((count, *self.sample)).astype(np.float32)
 
 
 SMALL = Network("small", tokens=4, width=64, hidden=128, blocks=2)
 MEDIUM = Network("medium", tokens=49, width=256, hidden=1024, blocks=4)
 LARGE = Network("large", tokens=196, width=768, hidden=3072, blocks=8)
 HUGE = Network("huge", tokens=196, width=1024, hidden=4096, blocks=12)
-NETWORKS = {each.name: each for each in (SMALL, MEDIUM, LARGE, HUGE)}
+VIT = Network("vit", tokens=196, width=1024, hidden=4096, blocks=12, pixels=768)
+"""As `HUGE`, behind 224 x 224 pixels in patches of 16 x 16 x 3, as a camera's image arrives."""
+NETWORKS = {each.name: each for each in (SMALL, MEDIUM, LARGE, HUGE, VIT)}
 
 
 def network_onnx(network: Network, *, half: bool) -> bytes:
     """``x + W2 relu(W1 x)`` in a row, then the mean over tokens and ten classes.
 
-    Input ``x`` ``[batch, tokens, width]``, output ``y`` ``[batch, 10]``.
+    Input ``x`` ``[batch, tokens, width]``, output ``y`` ``[batch, 10]``; where samples are pixels,
+    ``x`` is UINT8 ``[batch, tokens, pixels]`` and is brought to about -2..2 and to the width first.
 
     Args:
         network: its shape.
@@ -56,9 +79,20 @@ def network_onnx(network: Network, *, half: bool) -> bytes:
         return name
 
     last = "x"
-    if half:
-        nodes.append(helper.make_node("Cast", ["x"], ["half"], to=TensorProto.FLOAT16))
-        last = "half"
+    if half or network.pixels:
+        to = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+        nodes.append(helper.make_node("Cast", ["x"], ["cast"], to=to))
+        last = "cast"
+    if network.pixels:
+        for name, value in (("gain", 1 / 64), ("middle", 2.0)):
+            weights.append(numpy_helper.from_array(np.array(value, dtype), name))
+        nodes += [
+            helper.make_node("Mul", ["cast", "gain"], ["scaled"]),
+            helper.make_node("Sub", ["scaled", "middle"], ["centred"]),
+            helper.make_node("MatMul", ["centred", weight("embed", network.pixels, network.width)],
+                             ["embedded"], name="embed"),
+        ]  # fmt: skip
+        last = "embedded"
     for block in range(network.blocks):
         wide, out = f"wide{block}", f"out{block}"
         first = weight(f"a{block}", network.width, network.hidden)
@@ -75,11 +109,12 @@ def network_onnx(network: Network, *, half: bool) -> bytes:
         helper.make_node("MatMul", ["mean", weight("head", network.width, CLASSES)], ["logits"]),
         helper.make_node("Cast", ["logits"], ["y"], to=TensorProto.FLOAT),
     ]
-    shape = ["batch", network.tokens, network.width]
+    shape = ["batch", *network.sample]
+    kind = TensorProto.UINT8 if network.pixels else TensorProto.FLOAT
     graph = helper.make_graph(
         nodes,
         network.name,
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("x", kind, shape)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", CLASSES])],
         weights,
     )
@@ -106,8 +141,7 @@ def network_plan(network: Network, *, half: bool, max_batch: int = 32) -> bytes:
     if not parser.parse(network_onnx(network, half=half)):
         raise RuntimeError(str(parser.get_error(0)))
     profile = builder.create_optimization_profile()
-    sample = (network.tokens, network.width)
-    shapes = [(size, *sample) for size in (1, max(1, max_batch // 4), max_batch)]
+    shapes = [(size, *network.sample) for size in (1, max(1, max_batch // 4), max_batch)]
     profile.set_shape("x", *shapes)
     config = builder.create_builder_config()
     config.add_optimization_profile(profile)
