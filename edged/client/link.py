@@ -113,11 +113,14 @@ class Link:
     def start(self) -> Future[None]:
         """Begins to connect; done when every subscription is granted.
 
-        It ends with `BrokerError` if the broker cannot be reached or refuses. Later losses are
-        mended without a word.
+        It ends with `BrokerError` if the broker cannot be reached or refuses; it may be tried
+        again then. Later losses are mended without a word.
         """
-        self._started.set_running_or_notify_cancel()  # from now on it cannot be cancelled
-        self._thread.start()
+        if not self._thread.is_alive():
+            self._started = Future()
+            self._started.set_running_or_notify_cancel()  # from now on it cannot be cancelled
+            self._thread = threading.Thread(target=self._run, name=self._client_id, daemon=True)
+            self._thread.start()
         return self._started
 
     def connect(self) -> None:
@@ -212,6 +215,8 @@ class Link:
                 _LOG.info("connection to %s lost (%s); connecting anew", self._address, reason)
                 chance = random.random()  # noqa: S311  # jitter, not a secret
                 self._stopping.wait(self._backoff.pause_s(time.monotonic(), chance))
+        if not self._started.done():
+            self._started.set_exception(BrokerError("the client is closed; make a new one"))
 
     def _live(self) -> str:
         """One connection from its beginning to its end; returns why it ended."""

@@ -225,6 +225,17 @@ def test_missing_broker_is_said_in_one_line() -> None:
         InferClient(Endpoint("double", port=port)).connect()
 
 
+def test_a_missing_broker_may_be_tried_again(tmp_path: Path) -> None:
+    """A client that found nobody connects later, and connecting twice does no harm."""
+    broker = Mosquitto(tmp_path)
+    client = InferClient(endpoint(broker))
+    with pytest.raises(BrokerError, match="no MQTT broker"):
+        client.connect()
+    with broker, Responder(broker.host, broker.port), client:
+        client.connect()
+        assert client.infer("double", SAMPLE).status == 200
+
+
 def test_refused_login_is_said(tmp_path: Path) -> None:
     """A broker that wants a password refuses with its reason, and lets the right one in."""
     passwords = tmp_path / "passwords"

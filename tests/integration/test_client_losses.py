@@ -147,6 +147,8 @@ def test_a_closed_client_says_so(broker: Mosquitto) -> None:
         pass
     used.close()
     with pytest.raises(BrokerError, match="the client is closed"):
+        used.connect()
+    with pytest.raises(BrokerError, match="the client is closed"):
         used.infer("double", SAMPLE)
 
 
