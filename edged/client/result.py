@@ -96,7 +96,7 @@ def _typed() -> dict[str, type[ReplyError]]:
     known = [kind for base in bases for kind in (base, *_below(base))]
     kinds = {kind.code: kind for kind in known if "code" in vars(kind)}
     return {
-        code: type(kind.__name__, (ReplyError, kind), {"__doc__": kind.__doc__})
+        code: type(kind.__name__, (ReplyError, kind), {"__doc__": kind.__doc__, "code": code})
         for code, kind in kinds.items()
     }
 
