@@ -153,16 +153,16 @@ def _endpoint(options: argparse.Namespace) -> Endpoint:
     )
 
 
-def _add_request(parser: argparse.ArgumentParser) -> None:
+def _add_request(parser: argparse.ArgumentParser, file: str | None = None) -> None:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument(
-        "file", metavar="FILE", help=".npy, .npz, .png or .jpg; - is standard input"
+        "file", metavar="FILE", nargs=file, help=".npy, .npz, .png or .jpg; - is standard input"
     )
     _add_endpoint(parser)
     parser.add_argument("--pool", help="ask one of a pool's devices instead of --device")
     parser.add_argument("--input", default="input", help="input that a .npy array is for")
     parser.add_argument("--priority", choices=("urgent", "normal", "background"))
-    parser.add_argument("--deadline-ms", type=int, help="start nothing later than this")
+    parser.add_argument("--deadline-ms", type=float, help="start nothing later than this")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -195,35 +195,25 @@ def _infer(options: argparse.Namespace) -> int:
 
 
 def _add_bench(commands: Any) -> None:
-    parser = commands.add_parser("bench", help="send an open-loop load and print what became of it")
-    _add_request(parser)
-    parser.add_argument("--rate", type=float, default=100.0, help="requests/s; 0: one at a time")
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--arrivals", choices=("poisson", "uniform"), default="poisson")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--samples", type=int, default=1, help="in each request")
+    from edged.bench.options import add_arguments
+
+    parser = commands.add_parser(
+        "bench",
+        help="put load on a device or a pool, and print what became of it",
+        description="Sends requests at fixed times, whether or not earlier ones were answered, or "
+        "with --rate 0 when answers come; docs/bench.md says what the figures mean. Exits with 0, "
+        "or 1 if a request was lost.",
+    )
+    _add_request(parser, file="?")
+    add_arguments(parser)
     parser.set_defaults(run=_bench)
 
 
 def _bench(options: argparse.Namespace) -> int:
     from edged import bench
+    from edged.bench.options import from_arguments
 
-    return bench.run(
-        bench.BenchOptions(
-            endpoint=_endpoint(options),
-            model=options.model,
-            file=options.file,
-            input_name=options.input,
-            rate_hz=options.rate,
-            seconds=options.seconds,
-            arrivals=options.arrivals,
-            seed=options.seed,
-            samples=options.samples,
-            deadline_ms=options.deadline_ms,
-            priority=options.priority,
-            json=options.json,
-        )
-    )
+    return bench.run(from_arguments(options, _endpoint(options)))
 
 
 def _add_top(commands: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ class DeviceLoad:
         memory_used_bytes: of the system's memory, caches not counted.
         memory_total_bytes: of the system's memory.
         process_bytes: resident memory of this process.
+        process_cpu_s: processor seconds that this process has used, user and system mode.
         temperature_c: name of a thermal zone -> degrees Celsius.
         power_w: watts of the whole board, where it has a sensor for that (Jetson).
         gpus: one entry a GPU; None where none can be asked.
@@ -37,6 +39,7 @@ class DeviceLoad:
     memory_used_bytes: int | None
     memory_total_bytes: int | None
     process_bytes: int | None
+    process_cpu_s: float | None
     temperature_c: dict[str, float] | None
     power_w: float | None
     gpus: tuple[GpuLoad, ...] | None = None
@@ -56,6 +59,7 @@ def read_load(root: Path = ROOT, gpus: Sequence[GpuLoad] = ()) -> DeviceLoad:
         memory_used_bytes=total - free if total is not None and free is not None else None,
         memory_total_bytes=total,
         process_bytes=_process_bytes(root),
+        process_cpu_s=_try(lambda: round(time.process_time(), 3)),
         temperature_c=_temperatures(root),
         power_w=_board_power_w(root),
         gpus=tuple(gpus) or None,

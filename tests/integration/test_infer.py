@@ -1,4 +1,4 @@
-"""`edged infer` and `edged bench` against the real service on the bundled digits."""
+"""`edged infer` against the real service on the bundled digits."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edged import bench, infer
-from edged.bench import BenchOptions
+from edged import infer
 from edged.client import Endpoint
 from edged.infer import InferOptions
 from tests.doubles.broker import Mosquitto, free_port
@@ -131,57 +130,3 @@ def test_nobody_there_is_one_line_and_exit_1(
         code, out, err = call(options)
         assert (code, out, err.count("\n")) == (1, "", 1)
         assert why in err
-
-
-def test_bench_answers_every_request_and_says_how(
-    endpoint: Endpoint, digits: dict[str, np.ndarray], tmp_path: Path
-) -> None:
-    """An open-loop run answers all; JSON has counts, percentiles and batches that add up."""
-    np.savez(tmp_path / "all.npz", image=digits["image"])
-    options = BenchOptions(
-        endpoint, "digits", str(tmp_path / "all.npz"), rate_hz=150, seconds=1, samples=4, json=True
-    )
-    out, err = io.StringIO(), io.StringIO()
-    assert bench.run(options, out=out, err=err, stdin=io.BytesIO()) == 0
-    document = json.loads(out.getvalue())
-    assert (document["sent"], document["answered"], document["lost"]) == (150, 150, 0)
-    assert document["duplicates"] == 0
-    assert sum(document["batches"].values()) == 150
-    assert min(int(name.split()[0]) for name in document["batches"]) >= 4
-    assert document["latency_ms"]["p50"] <= document["latency_ms"]["p99"]
-    assert "150/150 requests sent" in err.getvalue()
-
-
-def test_bench_one_at_a_time_prints_a_table(
-    endpoint: Endpoint, digits: dict[str, np.ndarray], tmp_path: Path
-) -> None:
-    """At rate 0 requests never overlap, so every batch has the size of one request."""
-    np.save(tmp_path / "all.npy", digits["image"])
-    options = BenchOptions(
-        endpoint, "digits", str(tmp_path / "all.npy"), input_name="image", rate_hz=0, seconds=0.1
-    )
-    out = io.StringIO()
-    assert bench.run(options, out=out, err=io.StringIO(), stdin=io.BytesIO()) == 0
-    assert "20 sent: 20 answered, 0 refused, 0 lost" in out.getvalue()
-    batches = [line.split() for line in out.getvalue().splitlines() if line.startswith(" " * 14)]
-    assert [line[0] for line in batches] == ["1"]
-
-
-def test_bench_counts_refusals_by_code(endpoint: Endpoint, tmp_path: Path) -> None:
-    """Requests that the device refuses are counted under the code of the refusal."""
-    np.savez(tmp_path / "wrong.npz", image=np.zeros((2, 9, 9, 1), np.uint8))
-    options = BenchOptions(
-        endpoint, "digits", str(tmp_path / "wrong.npz"), rate_hz=100, seconds=0.1, json=True
-    )
-    out = io.StringIO()
-    assert bench.run(options, out=out, err=io.StringIO(), stdin=io.BytesIO()) == 0
-    assert json.loads(out.getvalue())["refused"] == {"bad_shape": 10}
-
-
-def test_bench_refuses_files_it_cannot_cut(endpoint: Endpoint, tmp_path: Path) -> None:
-    """Arrays of unequal length, or with too few rows for one request, are refused in one line."""
-    np.savez(tmp_path / "odd.npz", a=np.zeros(2), b=np.zeros(3))
-    err = io.StringIO()
-    options = BenchOptions(endpoint, "digits", str(tmp_path / "odd.npz"))
-    assert bench.run(options, out=io.StringIO(), err=err, stdin=io.BytesIO()) == 1
-    assert "'a': 2, 'b': 3" in err.getvalue()

@@ -70,7 +70,7 @@ def test_this_machine() -> None:
 def loaded(power_w: float | None, *energy_j: float | None) -> DeviceLoad:
     """A device with these readings."""
     gpus = tuple(GpuLoad("gpu", energy_j=each) for each in energy_j)
-    return DeviceLoad(None, None, None, None, None, power_w, gpus or None)
+    return DeviceLoad(None, None, None, None, None, None, power_w, gpus or None)
 
 
 @pytest.mark.parametrize(
