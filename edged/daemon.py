@@ -29,12 +29,14 @@ from edged.report.pipeline import Beginning, ReportLine, ServicePorts
 from edged.report.status import Status
 from edged.serve.admit import Admission
 from edged.serve.batch import WaitingRoom
+from edged.serve.crash_journal import open_journal
 from edged.serve.decode import Decoder, Limits
 from edged.serve.devices import Devices, Notice
 from edged.serve.duplicates import Duplicates
 from edged.serve.models import ModelHost
 from edged.serve.mqtt import BrokerLink
-from edged.serve.pipeline import Pipeline, Sender, Watchers
+from edged.serve.pipeline import Pipeline
+from edged.serve.pipeline_ports import Sender, Watchers
 from edged.serve.pool import Membership
 from edged.serve.request import LinkDown, LinkUp, Reply
 from edged.settings import Settings, load_settings
@@ -89,8 +91,13 @@ class Service:
         self._out: tuple[str, ...] = ()  # devices that were out when it was told last
         self._engines_due = False
         self._loader: threading.Thread | None = None
+        journal = open_journal(settings.paths.journal, time.time())
         self._devices = devices = Devices(
-            host, self._room, metrics, Notice(self._emit, signals.wake, self._warming)
+            host,
+            self._room,
+            metrics,
+            Notice(self._emit, signals.wake, self._warming),
+            journal=journal,
         )
         serve = settings.serve
         limits = Limits(serve.max_request_bytes, serve.max_request_samples, serve.max_deadline_s)
@@ -111,6 +118,7 @@ class Service:
             Watchers(observers.answered, self._link_changed),
             dead_topic=topics.dead,
             duplicates=Duplicates(serve.dedup_bytes, serve.dedup_s),
+            journal=journal,
         )
         pipeline = self._pipeline
         self._link = BrokerLink(

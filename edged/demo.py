@@ -213,6 +213,7 @@ def _settings(options: DemoOptions, endpoint: Endpoint, folder: Path) -> str:
             f"engines = {json.dumps(str(options.engines.resolve()))}",
             f"calib = {json.dumps(str(options.calib.resolve()))}",
             f"desired = {json.dumps(str(folder.resolve() / 'desired.json'))}",
+            f"journal = {json.dumps(str(folder.resolve() / 'crash.journal'))}",
             "",
         ]
     )

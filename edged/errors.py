@@ -192,6 +192,12 @@ class DeviceLostError(DeviceFaultError):
     """The device cannot be used any more by this process; a new one may use it."""
 
 
+class PoisonError(ServiceError):
+    """The process died of this request, more than once."""
+
+    code = "poison"
+
+
 class NonFiniteOutputError(ServiceError):
     """The engine's outputs hold NaN or infinity, which the recipe does not let through."""
 

@@ -224,6 +224,8 @@ class PathSettings(_Section):
     """Calibration sets and ranges."""
     desired: Path = Path("/var/lib/edged/desired.json")
     """The last good desired document, taken over at the next start too."""
+    journal: Path = Path("/run/edged/crash.journal")
+    """What is on the devices; in memory, and kept while the service is started anew."""
 
 
 LIVE = frozenset(

@@ -17,6 +17,7 @@ from edged.events import DeviceFailed, DeviceRecovered, Event, ModelRefused, Mod
 from edged.gpu_load import LoadSource, NoSource, all_sources
 from edged.metrics import Metrics
 from edged.serve.batch import WaitingRoom
+from edged.serve.crash_journal import CrashJournal
 from edged.serve.gpu import Device, DevicePorts, Done
 from edged.serve.models import ModelHost, Progress, ReadyModel, check_successor
 from edged.serve.request import ReplyFormat, Work
@@ -65,6 +66,7 @@ class Devices:
         notice: whom to tell.
         retry_s: see `RETRY_S`.
         sources: how to look at each device.
+        journal: notes what is on the devices.
     """
 
     def __init__(
@@ -75,6 +77,8 @@ class Devices:
         notice: Notice,
         retry_s: tuple[float, float] = RETRY_S,
         sources: Callable[[], Mapping[str, LoadSource]] = all_sources,
+        *,
+        journal: CrashJournal | None = None,
     ) -> None:
         self.formats: dict[str, ReplyFormat] = {}
         self.faults: dict[str, int] = {}
@@ -85,6 +89,7 @@ class Devices:
         self._notice = notice
         self._retry_s = retry_s
         self._sources = sources
+        self._journal = journal or CrashJournal(None, 0.0)
         self._devices: dict[str, Device] = {}
         self._backoffs: dict[str, Backoff] = {}
         self._tuning: Tuning | None = None
@@ -137,6 +142,8 @@ class Devices:
             put_back=self._room.put_back,
             failed=self._failed,
             renew=self._renew,
+            began=self._journal.began,
+            ended=self._journal.ended,
         )
         for name in self._host.devices():
             device = self._devices[name] = Device(name, self._host.served(name), ports)

@@ -7,6 +7,7 @@ request gets its own answer. Pure, and owned by one thread.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -45,7 +46,8 @@ class Duplicates:
         self._most_s = most_s
         self._in_hand: dict[_Key, _InHand] = {}
         self._of: dict[int, _InHand] = {}
-        self._done: dict[_Key, tuple[float, Reply]] = {}
+        # Ordered: the oldest of a plain dict is found by walking over all that were taken out.
+        self._done: OrderedDict[_Key, tuple[float, Reply]] = OrderedDict()
         self._bytes = 0
 
     def __repr__(self) -> str:

@@ -111,6 +111,10 @@ class Served:
             self.lanes.put(lane)
 
 
+def _nothing(_batch: Batch) -> None:
+    """Nobody wants to know."""
+
+
 @dataclass(frozen=True)
 class DevicePorts:
     """What a device calls.
@@ -127,6 +131,8 @@ class DevicePorts:
         failed: (device, error): takes the device out for a while.
         renew: tries to make the device's models anew after a fault; may take seconds, and is
             called on a thread of its own.
+        began: a batch is going to run.
+        ended: it came back.
     """
 
     take: Callable[[str], Work | None]
@@ -138,6 +144,8 @@ class DevicePorts:
     put_back: Callable[[Sequence[Part]], None]
     failed: Callable[[str, EdgedError], None]
     renew: Callable[[str], None]
+    began: Callable[[Batch], None] = _nothing
+    ended: Callable[[Batch], None] = _nothing
 
 
 class Device:
@@ -189,6 +197,7 @@ class Device:
             return since_s, self._busy_s
 
     def _began(self, batch: Batch) -> None:
+        self._ports.began(batch)
         with self._turning:
             now = time.monotonic()
             if not self._running:
@@ -196,6 +205,7 @@ class Device:
             self._running[id(batch)] = now
 
     def _ended(self, batch: Batch) -> None:
+        self._ports.ended(batch)
         with self._turning:
             now = time.monotonic()
             self._running.pop(id(batch), None)

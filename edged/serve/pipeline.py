@@ -22,7 +22,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from threading import get_ident
 from typing import TypeAlias
 
@@ -30,13 +29,16 @@ from edged import protocol
 from edged.errors import EdgedError, NonFiniteOutputError
 from edged.metrics import Metrics
 from edged.serve.batch import WaitingRoom
+from edged.serve.crash_journal import CrashJournal
 from edged.serve.decode import Decoder
 from edged.serve.duplicates import Duplicates
 from edged.serve.encode import dead_letter, encode
 from edged.serve.gather import Gatherer, rows_of
 from edged.serve.gpu import Device, Done, superseded
-from edged.serve.intake import Intake, IntakePorts
+from edged.serve.intake import ARRIVALS, Intake, IntakePorts
 from edged.serve.link_handlers import LinkHandlers
+from edged.serve.pipeline_ports import Sender, Watchers
+from edged.serve.poison import PoisonCheck
 from edged.serve.publish import Publisher, PublisherPorts
 from edged.serve.request import (
     Arrival,
@@ -50,6 +52,7 @@ from edged.serve.request import (
     Request,
     Unanswerable,
 )
+from edged.serve.suspects import Suspects
 from edged.serve.tally import Tally
 
 log = logging.getLogger(__name__)
@@ -63,34 +66,6 @@ Item: TypeAlias = Outcome | Done | Unanswerable | Rejected | LinkUp | LinkDown |
 """What has ended; an int is the packet identifier of a delivery."""
 
 
-@dataclass(frozen=True)
-class Sender:
-    """The broker link as the pipeline uses it.
-
-    Attributes:
-        publish: hands a PUBLISH over; its packet identifier, or None if it was not taken.
-        acknowledge: sends a PUBACK; False if its connection is gone.
-        wake: has the link's thread call `Pipeline.turn`; from any thread.
-    """
-
-    publish: Callable[[Reply], int | None]
-    acknowledge: Callable[[Receipt], bool]
-    wake: Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Watchers:
-    """Who else wants to know.
-
-    Attributes:
-        answered: a request has ended with a reply on its way; must not wait.
-        link: the connection came or went; must not wait.
-    """
-
-    answered: Callable[[Outcome, int], None]
-    link: Callable[[LinkUp | LinkDown], None]
-
-
 class Pipeline:
     """All stages and threads between the broker's delivery and the broker's acknowledgement.
 
@@ -102,6 +77,7 @@ class Pipeline:
         watchers: who else wants to know.
         dead_topic: where requests are named that nobody can be answered for.
         duplicates: recognises requests that come again.
+        journal: knows those that the process has died of.
     """
 
     def __init__(
@@ -114,6 +90,7 @@ class Pipeline:
         *,
         dead_topic: str,
         duplicates: Duplicates | None = None,
+        journal: CrashJournal | None = None,
     ) -> None:
         self._formats = formats
         self._dead_topic = dead_topic
@@ -138,10 +115,12 @@ class Pipeline:
         self._draining = False
         self._idle = threading.Event()
         self._busy_since: dict[str, float] = {}
+        journal = journal or CrashJournal(None, 0.0)
+        self._suspects = Suspects(journal.deaths, journal.forget)
         self._intake = Intake(
             IntakePorts(
                 decoder.reply_to,
-                decoder.decode,
+                PoisonCheck(decoder.decode, journal, self._suspects.refused, self._bury),
                 self._admit,
                 self._unanswerable,
                 self._hand_over,
@@ -228,12 +207,28 @@ class Pipeline:
             return self._not_taken()
         if self._publisher.arrived(arrival):
             return True
-        held_back = self._publisher.backlog + len(self._inbox) >= BACKLOG
-        if not self._intake.take(arrival, at_once=self._sender is not None and not held_back):
+        if self._suspects.waiting >= ARRIVALS and not arrival.receipt.qos:
+            self._tally.dropped("arrivals_full")
+            return self._not_taken()
+        if not self._suspects.arrived(arrival):
+            self._let_in()
+        elif not self._take(arrival):
+            self._suspects.ended(arrival.receipt)
             self._publisher.not_taken(arrival.receipt)
             self._tally.dropped("arrivals_full")
             return self._not_taken()
         return True
+
+    def _take(self, arrival: Arrival) -> bool:
+        held_back = self._publisher.backlog + len(self._inbox) >= BACKLOG
+        return self._intake.take(arrival, at_once=self._sender is not None and not held_back)
+
+    def _let_in(self) -> None:
+        """What waited for suspects to be tried."""
+        while (arrival := self._suspects.next()) is not None:
+            if not self._take(arrival):
+                self._suspects.back(arrival)
+                return
 
     def _not_taken(self) -> bool:
         self._accepted -= 1
@@ -254,6 +249,10 @@ class Pipeline:
         document = dead_letter(arrival, error, ts=time.time())
         letter = Reply(self._dead_topic, document, content_type=protocol.JSON)
         return Unanswerable(arrival.receipt, error.code, letter)
+
+    def _bury(self, arrival: Arrival, error: EdgedError) -> None:
+        if (letter := self._unanswerable(arrival, error).letter) is not None:
+            self._send(letter)
 
     def _hand_over(self, item: Outcome | Done | Unanswerable, wait: bool = True) -> None:  # noqa: FBT001, FBT002  # `IntakePorts`
         """For `turn`. Waits for a slot where it may."""
@@ -302,6 +301,8 @@ class Pipeline:
             if self._owed > 0 and self._publisher.backlog < BACKLOG:
                 self._slots.release(self._owed)
                 self._owed = 0
+            if self._suspects.waiting:
+                self._let_in()
             self._busy_since.pop("mqtt-net", None)
 
     def settled(self) -> None:
@@ -369,6 +370,7 @@ class Pipeline:
         self._tally.dropped(item.reason)
         if item.letter is not None:
             self._send(item.letter)
+        self._suspects.ended(item.receipt)
         self._publisher.dropped(item.receipt)
         self._count_end()
 
@@ -382,6 +384,7 @@ class Pipeline:
         return False
 
     def _ended(self, outcome: Outcome, sent: bool) -> None:  # noqa: FBT001  # a plain fact
+        self._suspects.ended(outcome.receipt)
         self._tally.ended(outcome, sent=sent)
         self._count_end()
 

@@ -25,7 +25,8 @@ from edged.serve.decode import Decoder
 from edged.serve.gpu import Device, DevicePorts, Served
 from edged.serve.link_handlers import LinkHandlers
 from edged.serve.mqtt import BrokerLink
-from edged.serve.pipeline import Pipeline, Sender, Watchers
+from edged.serve.pipeline import Pipeline
+from edged.serve.pipeline_ports import Sender, Watchers
 from edged.serve.request import ReplyFormat
 from edged.serve.timer import BatchTimer
 from edged.settings import BrokerSettings

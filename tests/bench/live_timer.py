@@ -40,7 +40,8 @@ from edged.serve.batch import WaitingRoom
 from edged.serve.decode import Decoder
 from edged.serve.devices import LEAD_S
 from edged.serve.gpu import Device, DevicePorts, Done, Served
-from edged.serve.pipeline import Pipeline, Sender, Watchers
+from edged.serve.pipeline import Pipeline
+from edged.serve.pipeline_ports import Sender, Watchers
 from edged.serve.price import MODES
 from edged.serve.request import Arrival, LinkUp, Receipt, Reply, ReplyFormat, Work
 from edged.serve.timer import BatchTimer, Decision, Waiting

@@ -33,7 +33,8 @@ from edged.serve.batch import WaitingRoom
 from edged.serve.decode import Decoder, Limits
 from edged.serve.devices import LEAD_S
 from edged.serve.gpu import Device, DevicePorts, Served
-from edged.serve.pipeline import Pipeline, Sender, Watchers
+from edged.serve.pipeline import Pipeline
+from edged.serve.pipeline_ports import Sender, Watchers
 from edged.serve.request import Arrival, LinkUp, Receipt, Reply, ReplyFormat
 from edged.serve.timer import BatchTimer
 from tests.bench.timed_runner import TimedRunner, bare_loop

@@ -27,7 +27,12 @@ class Daemon:
         engines: folder of models.
         broker: where to.
         settings: ``section__field="value"``.
+
+    Attributes:
+        module: what Python runs; it takes the program's arguments.
     """
+
+    module = "edged"
 
     def __init__(self, folder: Path, engines: Path, broker: Address, **settings: str) -> None:
         self._log = folder / "daemon.log"
@@ -38,6 +43,7 @@ class Daemon:
             "broker__backoff_max_s": "0.5",
             "device__name": TOPICS.device,
             "paths__engines": str(engines),
+            "paths__journal": str(folder / "crash.journal"),
         }
         self._environment = clean_environment(
             **{f"EDGED_{name.upper()}": text for name, text in (values | settings).items()}
@@ -67,7 +73,7 @@ class Daemon:
         """Starts it; see `wait_online`."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "edged", "serve"],
+                [sys.executable, "-m", self.module, "serve"],
                 env=self._environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 

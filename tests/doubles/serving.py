@@ -23,7 +23,8 @@ from edged.serve.batch import WaitingRoom
 from edged.serve.decode import Decoder
 from edged.serve.fingerprint import fingerprint
 from edged.serve.gpu import Device, DevicePorts, Served
-from edged.serve.pipeline import Pipeline, Sender, Watchers
+from edged.serve.pipeline import Pipeline
+from edged.serve.pipeline_ports import Sender, Watchers
 from edged.serve.request import (
     Arrival,
     LinkDown,

@@ -27,7 +27,8 @@ from edged.serve.batch import WaitingRoom
 from edged.serve.decode import Decoder
 from edged.serve.devices import Devices, Notice
 from edged.serve.models import Loaded, ModelHost, Progress
-from edged.serve.pipeline import Pipeline, Sender, Watchers
+from edged.serve.pipeline import Pipeline
+from edged.serve.pipeline_ports import Sender, Watchers
 from edged.serve.request import Arrival, Outcome
 from edged.settings import ServeSettings
 from tests.doubles.runner import WAIT_S, ScriptedRunner

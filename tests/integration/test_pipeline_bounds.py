@@ -16,7 +16,8 @@ import pytest
 from edged.serve.intake import ARRIVALS
 from edged.serve.link_handlers import LinkHandlers
 from edged.serve.mqtt import BrokerLink
-from edged.serve.pipeline import BACKLOG, SLOTS, Sender
+from edged.serve.pipeline import BACKLOG, SLOTS
+from edged.serve.pipeline_ports import Sender
 from edged.serve.request import Arrival
 from edged.settings import BrokerSettings
 from tests.doubles.broker import Mosquitto

@@ -22,7 +22,8 @@ from edged.serve.decode import Decoder
 from edged.serve.devices import Devices, Notice
 from edged.serve.gpu import Device
 from edged.serve.models import ModelHost
-from edged.serve.pipeline import Pipeline, Sender, Watchers
+from edged.serve.pipeline import Pipeline
+from edged.serve.pipeline_ports import Sender, Watchers
 from edged.serve.request import Arrival, LinkUp, Receipt, Reply
 from edged.settings import ServeSettings
 from tests.doubles.engines import averager, install_averager

@@ -8,7 +8,8 @@ from edged.metrics import Metrics
 from edged.serve.admit import Admission
 from edged.serve.batch import WaitingRoom
 from edged.serve.decode import Decoder
-from edged.serve.pipeline import Pipeline, Sender, Watchers
+from edged.serve.pipeline import Pipeline
+from edged.serve.pipeline_ports import Sender, Watchers
 from edged.serve.request import LinkDown, LinkUp
 from tests.doubles.serving import TOPICS
 
