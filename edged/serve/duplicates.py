@@ -8,7 +8,7 @@ request gets its own answer. Pure, and owned by one thread.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from edged.serve.request import Arrival, Receipt, Reply
@@ -26,7 +26,7 @@ class _InHand:
     key: _Key
     received: float
     reply: Reply | None = None
-    joined: list[Receipt] = field(default_factory=list)
+    joined: tuple[Receipt, ...] = ()
 
 
 class Duplicates:
@@ -70,7 +70,7 @@ class Duplicates:
             return "new"
         key = (arrival.response_topic, arrival.correlation, receipt.fingerprint)
         if (first := self._in_hand.get(key)) is not None:
-            first.joined.append(receipt)
+            first.joined += (receipt,)
             return "joined"
         if (done := self._done.get(key)) is not None and arrival.received - done[0] <= self._most_s:
             return done[1]
@@ -82,7 +82,7 @@ class Duplicates:
         if (entry := self._of.get(_number(receipt))) is not None:
             entry.reply = reply
 
-    def ended(self, receipt: Receipt, *, sent: bool) -> list[Receipt]:
+    def ended(self, receipt: Receipt, *, sent: bool) -> tuple[Receipt, ...]:
         """A request has ended, or was not taken over; the receipts that joined it.
 
         Args:
@@ -91,7 +91,7 @@ class Duplicates:
         """
         entry = self._of.pop(_number(receipt), None)
         if entry is None:
-            return []
+            return ()
         del self._in_hand[entry.key]
         if sent and entry.reply is not None:
             self._keep(entry, entry.reply)

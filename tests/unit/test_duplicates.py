@@ -25,7 +25,7 @@ def run(duplicates: Duplicates, order: int, name: bytes = b"c", reply: bytes = b
     assert duplicates.arrived(first) == "new"
     made = Reply("r", reply, 1, name)
     duplicates.answered(first.receipt, made)
-    assert duplicates.ended(first.receipt, sent=True) == []
+    assert duplicates.ended(first.receipt, sent=True) == ()
     return made
 
 
@@ -38,7 +38,7 @@ def test_what_is_in_hand_is_joined_and_what_was_answered_is_sent_again() -> None
     reply = Reply("r", b"body", 1, b"c")
     duplicates.answered(first.receipt, reply)
     assert duplicates.arrived(third) == "joined"  # its reply is not with the broker yet
-    assert duplicates.ended(first.receipt, sent=True) == [second.receipt, third.receipt]
+    assert duplicates.ended(first.receipt, sent=True) == (second.receipt, third.receipt)
     assert duplicates.arrived(arrival(4)) is reply
 
 
