@@ -203,20 +203,17 @@ class Pipeline:
         # Counted first: either `drain` awaits it, or what it has set is seen here.
         self._accepted += 1
         if self._draining and arrival.receipt.qos:
-            self._tally.dropped("draining")
-            return self._not_taken()
+            return self._not_taken("draining")
         if self._publisher.arrived(arrival):
             return True
         if self._suspects.waiting >= ARRIVALS and not arrival.receipt.qos:
-            self._tally.dropped("arrivals_full")
-            return self._not_taken()
+            return self._not_taken("arrivals_full")
         if not self._suspects.arrived(arrival):
             self._let_in()
         elif not self._take(arrival):
             self._suspects.ended(arrival.receipt)
             self._publisher.not_taken(arrival.receipt)
-            self._tally.dropped("arrivals_full")
-            return self._not_taken()
+            return self._not_taken("arrivals_full")
         return True
 
     def _take(self, arrival: Arrival) -> bool:
@@ -230,7 +227,8 @@ class Pipeline:
                 self._suspects.back(arrival)
                 return
 
-    def _not_taken(self) -> bool:
+    def _not_taken(self, reason: str) -> bool:
+        self._tally.dropped(reason)
         self._accepted -= 1
         self._look_idle()
         return False
@@ -301,8 +299,7 @@ class Pipeline:
             if self._owed > 0 and self._publisher.backlog < BACKLOG:
                 self._slots.release(self._owed)
                 self._owed = 0
-            if self._suspects.waiting:
-                self._let_in()
+            self._let_in()
             self._busy_since.pop("mqtt-net", None)
 
     def settled(self) -> None:

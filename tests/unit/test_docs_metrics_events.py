@@ -87,7 +87,7 @@ def test_every_reason_for_a_drop_is_explained() -> None:
     folder = Path(__file__).parents[2] / "edged" / "serve"
     source = "".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py")))
     written = set(re.findall(r'Unanswerable\([^")]*"(\w+)"', source))
-    written |= set(re.findall(r'\.dropped\("(\w+)"', source))
+    written |= set(re.findall(r'(?:\.dropped|_not_taken)\("(\w+)"', source))
 
     told = {row[0].strip("`") for row in rows(table)}
 
