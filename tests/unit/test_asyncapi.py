@@ -40,7 +40,8 @@ PAGE = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
 
 def test_the_file_is_up_to_date() -> None:
     """`make asyncapi` writes it; whoever changes the protocol runs that."""
-    assert (ROOT / "docs" / "asyncapi.json").read_text(encoding="utf-8") == asyncapi_json()
+    written = (ROOT / "docs" / "asyncapi.json").read_text(encoding="utf-8")
+    assert written == asyncapi_json(), "run make asyncapi, and commit what it writes"
 
 
 def references(node: Any) -> Iterator[str]:
