@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ MAX_UNPACKED_BYTES = 16 * 1024 * 1024
 """A batch that would unpack to more is refused; devices send far smaller ones."""
 _LEVEL = 3
 """zstd's default: on batches of results its ratio is near that of higher levels."""
+
+_own = threading.local()
 
 # ------------------------------------------------------------------ batches
 
@@ -65,12 +68,20 @@ def pack(head: BatchHead, records: Sequence[Record], *, compress: bool = True) -
     It is sent as it is where zstd is not installed, or would not make it smaller.
     """
     plain = batch_json(head, records)
-    zstandard = find_zstd() if compress else None
-    if zstandard is not None:
-        packed = bytes(zstandard.ZstdCompressor(level=_LEVEL).compress(plain))
+    compressor = _compressor() if compress else None
+    if compressor is not None:
+        packed = bytes(compressor.compress(plain))
         if len(packed) < len(plain):
             return packed, ZSTD
     return plain, ""
+
+
+def _compressor() -> Any:
+    """This thread's, None without zstandard: a new one for each batch costs more than the batch."""
+    if not hasattr(_own, "compressor"):
+        zstandard = find_zstd()
+        _own.compressor = zstandard and zstandard.ZstdCompressor(level=_LEVEL)
+    return _own.compressor
 
 
 def batch_json(head: BatchHead, records: Sequence[Record]) -> bytes:

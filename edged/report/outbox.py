@@ -35,6 +35,8 @@ GROUP_S = 0.02
 """A group is stored when it has so many events, or when its first has waited so long."""
 MAX_GROUP_ROWS = 500
 """Of events that have piled up meanwhile, so many go into one transaction."""
+SETTLE_S = 0.25
+"""What was confirmed is deleted with the next group, or so long after the last one."""
 CARE_S = 1.0
 """Age limits, space to give back, messages to send again and a disk that is back: how often."""
 ANSWER_S = 10.0
@@ -65,7 +67,7 @@ class Outbox:
         self._hurry = False
         self._stopping = False
         self._ended = False
-        self._care_at = 0.0
+        self._care_at = self._settle_at = 0.0
         self._writer = Writer(settings, self._store, metrics, hooks)
         self.thread = threading.Thread(target=self._work, name="outbox", daemon=True)
 
@@ -274,8 +276,11 @@ class Outbox:
         work = self._next()
         for order in work.orders:
             order()
-        self._writer.write(work.drafts, work.lost)
         now = clocks.monotonic()
+        settle = work.hurry or now >= min(self._settle_at, self._care_at)
+        if self._writer.write(work.drafts, work.lost, settle=settle):
+            now = clocks.monotonic()
+            self._settle_at = now + SETTLE_S
         if now >= self._care_at:
             self._care_at = now if self._writer.take_care() else now + CARE_S
         return work.goes_on
@@ -289,15 +294,17 @@ class Outbox:
             drafts = self._queue.take(MAX_GROUP_ROWS) if self._group_in_s(now) <= 0 else []
             if drafts:
                 self._first_at = 0.0  # what is left has waited while others were stored
+            hurry = self._hurry or self._stopping
             self._hurry = self._hurry and self._queue.rows > 0
             self._ended = self._stopping and not self._queue.rows
-            return _Work(orders, drafts, self._queue.take_lost(), goes_on=not self._ended)
+            return _Work(orders, drafts, self._queue.take_lost(), hurry, not self._ended)
 
     def _pause_s(self, now: float) -> float:
         """Seconds until there is something to do; 0 or less: now."""
         if self._orders or self._stopping:
             return 0.0
-        return min(self._group_in_s(now), self._care_at - now)
+        settle_in = self._settle_at - now if self._writer.unsettled else CARE_S
+        return min(self._group_in_s(now), self._care_at - now, settle_in)
 
     def _group_in_s(self, now: float) -> float:
         if not self._queue.rows:
@@ -314,9 +321,18 @@ class Outbox:
 
 @dataclass(frozen=True)
 class _Work:
-    """What one step of the thread does; ``goes_on``: whether another one follows."""
+    """What one step of the thread does.
+
+    Attributes:
+        orders: what others want of the store.
+        drafts: events to be stored.
+        lost: (stream, reason) -> events that were dropped before.
+        hurry: whether somebody waits until all is stored and deleted.
+        goes_on: whether another step follows.
+    """
 
     orders: list[Callable[[], None]]
     drafts: list[Draft]
     lost: Counter[tuple[str, str]]
+    hurry: bool
     goes_on: bool

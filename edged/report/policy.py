@@ -77,6 +77,14 @@ class ResultPolicies:
         own = self.settings.models.get(model)
         return own.results if own and own.results is not None else self.settings.results
 
+    @property
+    def any_wanted(self) -> bool:
+        """Whether answers of any model are looked at."""
+        models = self.settings.models
+        return self.settings.results != "none" or any(
+            self.policy(each) != "none" for each in models
+        )
+
     def may_report(self, model: str, chance: float) -> bool:
         """Whether an answer of a model has to be looked at. Any thread.
 

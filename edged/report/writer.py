@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 PAGES_AT_ONCE = 256
 """2 MiB are given back at once, so that events do not wait for it."""
+MOST_UNSETTLED = 500
+"""So many rows are deleted at once, and not later with others."""
 TOO_LARGE = "too_large"
 NOT_MADE = "not_made"
 
@@ -122,16 +124,28 @@ class Writer:
                 made.append((_storable(draft), body))
         return made
 
-    def write(self, drafts: list[Draft], lost: Counter[tuple[str, str]]) -> None:
+    @property
+    def unsettled(self) -> bool:
+        """Whether rows wait to be deleted, or put aside."""
+        return bool(self._arrived or self._refused)
+
+    def write(
+        self, drafts: list[Draft], lost: Counter[tuple[str, str]], *, settle: bool = True
+    ) -> bool:
         """Stores events, deletes what arrived, and tells whom it concerns.
 
         Args:
             drafts: events in their order.
             lost: (stream, reason) -> events that were dropped before they came here.
+            settle: whether to delete also if there is nothing to store.
+
+        Returns:
+            Whether there was something to do.
         """
         batch = Batch(self._made(drafts, lost), self._arrived, self._refused, lost)
-        if not (batch.drafts or batch.lost or batch.deleted or batch.quarantined):
-            return
+        settle = settle or len(self._arrived) + len(self._refused) >= MOST_UNSETTLED
+        if not (batch.drafts or batch.lost or (settle and self.unsettled)):
+            return False
         written = self._store.write(batch)
         durable = self._store.durable
         # What lies on a disk that cannot be written now is deleted when that is back.
@@ -144,6 +158,7 @@ class Writer:
                 with contextlib.suppress(InvalidStateError):  # its caller has given up
                     draft.stored.set_result(position)
         self._count(written, batch)
+        return True
 
     def _count(self, written: Written, batch: Batch) -> None:
         stored = Counter(each.stream for each in written.positions if each is not None)

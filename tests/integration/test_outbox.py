@@ -28,6 +28,7 @@ def give_back_all(it: Observed) -> None:
         while store.give_back(PAGES_AT_ONCE):
             pass
 
+    assert it.outbox.flush(TIMEOUT_S)  # what was confirmed is deleted
     it.outbox._order(work)
     assert it.outbox.flush(TIMEOUT_S)
 
