@@ -155,6 +155,12 @@ class EngineStore:
             return []
         return sorted(p.parts[-4] for p in self.root.glob("*/built/current/manifest.json"))
 
+    def is_gone(self, model: str) -> bool:
+        """Whether nothing of a model is installed; False where that cannot be seen."""
+        with contextlib.suppress(OSError):
+            return self.root.is_dir() and not (self.root / model / "built/current").is_symlink()
+        return False
+
     def current(self, model: str) -> Engine:
         """The engine that serves a model.
 

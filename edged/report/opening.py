@@ -11,14 +11,12 @@ from pathlib import Path
 from edged.errors import OutboxDamagedError, OutboxDiskError, OutboxLockedError
 from edged.events import Event, OutboxDamaged
 from edged.metrics import Metrics
-from edged.report.outbox_file import DATABASE, Guard, noted_numbers, set_aside
+from edged.report.outbox_file import DATABASE, Guard, noted_numbers, set_aside, this_boot
 from edged.report.outbox_store import Store
 from edged.report.streams import Stream
 from edged.settings import OutboxSettings
 
 log = logging.getLogger(__name__)
-
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Opener:
@@ -45,7 +43,7 @@ class Opener:
         self._limited = {name: each.limited_to(share) for name, each in streams.items()}
         self._metrics = metrics
         self._report = report
-        self._boot_id = _boot_id()
+        self._boot_id = this_boot()
         self._guard: Guard | None = None
 
     def __repr__(self) -> str:
@@ -142,9 +140,3 @@ class Opener:
         log.error("the outbox is damaged and begins anew; the old file is %s: %s", name, err)
         self._metrics.count("outbox_failures_total", "damaged")
         self._report(OutboxDamaged(time.time(), err.message, name))
-
-
-def _boot_id() -> str:
-    with contextlib.suppress(OSError):
-        return BOOT_ID.read_text(encoding="ascii").strip()
-    return ""

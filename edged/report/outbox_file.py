@@ -25,6 +25,7 @@ from edged.errors import (
 )
 
 DATABASE = "outbox.db"
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 LOCK = "outbox.lock"
 COMPANIONS = ("-wal", "-shm")
 APPLICATION_ID = 0x45444745
@@ -128,6 +129,13 @@ def noted_numbers(folder: Path) -> dict[str, int]:
         if int(check, 16) == zlib.crc32(text):
             return {str(name): int(number) for name, number in json.loads(text).items()}
     return {}
+
+
+def this_boot() -> str:
+    """Names this start of the machine; "" if it is not known."""
+    with contextlib.suppress(OSError):
+        return BOOT_ID.read_text(encoding="ascii").strip()
+    return ""
 
 
 @contextlib.contextmanager

@@ -12,10 +12,11 @@ import datetime as dt
 import json
 import math
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from edged.errors import OutboxDiskError, OutboxError, OutboxVersionError
 from edged.report.draft import StreamStats
@@ -27,6 +28,7 @@ from edged.report.outbox_file import (
     MESSAGE_COLUMNS,
     SCHEMA_VERSION,
     mapped_errors,
+    this_boot,
 )
 from edged.report.streams import STREAMS
 
@@ -124,14 +126,13 @@ def read_stats(folder: Path) -> dict[str, StreamStats]:
     """Numbers of all streams, as far as they are in the file.
 
     What is in flight is known to the service only, and 0 here. Ages are of the service's running
-    time, as of the last event it stored.
+    time: as of now while it runs, else as of its last transaction.
 
     Raises:
         OutboxError: there is no outbox, or it cannot be read.
     """
     with _opened(folder, "ro") as db:
-        clock = db.execute("SELECT value FROM meta WHERE name = 'clock'").fetchone()
-        now = float(clock[0]) if clock and _is_real(clock[0]) else 0.0
+        now = _running_time(dict(db.execute("SELECT name, value FROM meta")))
         stats = {name: StreamStats() for name in STREAMS}
         for name, rows, used, oldest in db.execute(
             "SELECT stream, count(*), sum(size), min(clock) FROM message GROUP BY stream"
@@ -149,7 +150,19 @@ def read_stats(folder: Path) -> dict[str, StreamStats]:
     return stats
 
 
-def _is_real(value: object) -> bool:
+def _running_time(meta: Mapping[str, Any]) -> float:
+    """Seconds in which the outbox ran, ever: up to now if its process is there."""
+    clock, since = meta.get("clock"), meta.get("since")
+    known = clock if _is_real(clock) else 0.0
+    runs = (
+        meta.get("clean") == 0
+        and meta.get("boot_id") == this_boot() != ""
+        and Path(f"/proc/{meta.get('pid')}").exists()
+    )
+    return max(known, time.monotonic() - since) if runs and _is_real(since) else known
+
+
+def _is_real(value: object) -> TypeGuard[float]:
     return isinstance(value, float) and math.isfinite(value)
 
 

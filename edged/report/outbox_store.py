@@ -5,7 +5,9 @@ One thread only. Rows leave by what a later batch says of them.
 
 from __future__ import annotations
 
+import os
 import secrets
+import time
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -86,7 +88,8 @@ class Store(Tables):
                 if name not in self.numbers or not certain or number > self.next_seq(name):
                     self.numbers[name] = Numbering(new_epoch(now), number)
             self._save_numbers(self.streams)
-            self._set_meta(clean=0, boot_id=boot_id)
+            since = time.monotonic() - self.clock  # for who looks into the file meanwhile
+            self._set_meta(clean=0, boot_id=boot_id, pid=os.getpid(), since=since)
 
     def write(self, batch: Batch) -> Written:
         """Does all that a batch says in one transaction, durable as its most demanding stream asks.

@@ -176,15 +176,16 @@ class ModelHost:
         return self.settings.models or tuple(self.store.models())
 
     def unwanted(self) -> tuple[str, ...]:
-        """Names that serve though ``serve.models`` lists others.
+        """Names that serve though ``serve.models`` lists others, or, empty, their engines are gone.
 
-        None while none of those listed serves: a service that is told to serve nothing but what
+        None while none of the others serves: a service that is told to serve nothing but what
         cannot be loaded goes on with what it has.
         """
-        listed = self.settings.models
-        if not any(name in self.models for name in listed):
-            return ()
-        return tuple(name for name in self.models if name not in listed)
+        listed, gone = self.settings.models, self.store.is_gone
+        unwanted = tuple(
+            name for name in self.models if (name not in listed if listed else gone(name))
+        )
+        return unwanted if len(unwanted) < len(self.models) else ()
 
     def forget_refusals(self) -> None:
         """Forgets why models are not served that are not asked for any more."""

@@ -157,6 +157,31 @@ def test_what_serves_goes_on_where_nothing_that_is_listed_can(tmp_path: Path) ->
         assert host.refused == {}
 
 
+def test_a_model_that_is_gone_from_the_store_is_taken_off(tmp_path: Path) -> None:
+    """With an empty list; the last one goes on, and so does all where the store is away."""
+    install(tmp_path)
+    install(tmp_path, "n")
+    host = ScriptedHost(tmp_path, ("cpu:0",))
+    host.settings = ServeSettings(devices=("cpu:0",))
+    with Site(host) as running:
+        assert list(host.models) == [MODEL, "n"]
+        away = tmp_path / "away"
+        assert host.unwanted() == ()
+        built = host.store.root / MODEL / "built"
+        built.rename(away)
+        (gone,) = running.devices.load()
+        assert gone.kind == "model_unloaded"
+        assert list(host.models) == ["n"]
+        assert running.ask()[0].json()["code"] == "unknown_model"
+        away.rename(built)
+        running.devices.load()
+        assert sorted(host.models) == [MODEL, "n"]
+        for name in ("n", MODEL):
+            (host.store.root / name / "built").rename(tmp_path / f"no-{name}")
+        running.devices.load()
+        assert sorted(host.models) == [MODEL, "n"]
+
+
 # ------------------------------------------------------------------ as a process
 
 

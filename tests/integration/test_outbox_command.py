@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,25 @@ def test_json_says_the_same_as_the_service(
         assert (result["rows"], result["bytes"]) == (own.rows, own.bytes) == (2, 276)
         assert (result["quarantined"], result["dropped"]) == (1, {})
         assert told["quarantine"][0]["reason"] == "too \x1b[1mbad"
+
+
+def test_ages_grow_while_the_service_runs_and_stand_still_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing has to be stored for that: an hour later a report is an hour older."""
+    real = time.monotonic
+    with running(tmp_path) as it:
+        it.put("result", b"one")
+        with monkeypatch.context() as later:
+            later.setattr("edged.report.outbox_reader.time.monotonic", lambda: real() + 3600)
+            age = read_stats(tmp_path)["result"].oldest_age_s
+        assert age is not None
+        assert 3600 <= age < 3700
+    monkeypatch.setattr("edged.report.outbox_reader.time.monotonic", lambda: real() + 3600)
+    ended = read_stats(tmp_path)["result"].oldest_age_s
+
+    assert ended is not None
+    assert ended < 100
 
 
 def test_requeue_beside_a_running_outbox(

@@ -32,7 +32,7 @@ def test_kill_9_at_random_moments_loses_nothing() -> None:
     result = json.loads(done.stdout)
 
     assert done.returncode == 0, done.stderr.decode()
-    assert result["stored"] > 1000
+    assert result["stored"] > 100
     assert (result["lost"], result["reordered"], result["positions_mixed_up"]) == (0, 0, 0)
     assert result["databases_set_aside"] == 0
 

@@ -148,7 +148,9 @@ def test_topics_and_limits_are_the_code_s() -> None:
     sent = section(EVENTS_PAGE, "How they are sent")
     assert f"`{TOPICS.event('{kind}')}`" in sent
     assert f"`{TOPICS.telemetry(kind)}`" in sent
-    assert f"At most {QUEUED_EVENTS:,} events wait to be sent, and {QUEUED_ANSWERS:,} answers" in sent
+    assert (
+        f"At most {QUEUED_EVENTS:,} events wait to be sent, and {QUEUED_ANSWERS:,} answers" in sent
+    )
     assert f"more than {RESULT_VALUES};" in section(EVENTS_PAGE, "`result`")
 
 
