@@ -3,62 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from edged.errors import BrokerError
 from edged.mqtt.address import Address, open_stream
 from edged.serve.request import Reply
-from tests.doubles.broker import Mosquitto, free_port
+from tests.doubles.broker import Mosquitto
+from tests.doubles.listeners import listening
 from tests.doubles.observed_link import TOPIC, running, wait_until
 from tests.doubles.wire import Ask, WireClient
 
 REPLY = "edged/v1/dev/reply/me"
 SIZES = (0, 1, 1000, 20_000, 300_000, 3_000_000)
-
-
-def certificates(folder: Path) -> tuple[Path, Path]:
-    """A certificate for localhost that signs itself, and its key."""
-    folder.mkdir()
-    certificate, key = folder / "cert.pem", folder / "key.pem"
-    subprocess.run(
-        [
-            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-            "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext",
-            "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate),
-        ],
-        check=True, capture_output=True, timeout=30,
-    )  # fmt: skip
-    return certificate, key
-
-
-@contextmanager
-def listening(folder: Path, transport: str) -> Iterator[tuple[Mosquitto, dict[str, Any]]]:
-    """A broker with a second listener, and the settings for that one."""
-    lines, port = [], free_port()
-    settings: dict[str, Any] = {"port": port, "host": "127.0.0.1"}
-    if transport == "unix":
-        path = folder / "mqtt.sock"
-        lines = [f"listener 0 {path}"]
-        settings = {"host": str(path), "transport": "unix"}
-    elif transport != "tcp":
-        lines = [f"listener {port} 127.0.0.1"]
-    if transport.startswith("websockets"):
-        lines.append("protocol websockets")
-        settings["transport"] = "websockets"
-    if transport.endswith("tls"):
-        certificate, key = certificates(folder / "tls")
-        lines += [f"certfile {certificate}", f"keyfile {key}"]
-        settings |= {"host": "localhost", "tls": True, "ca_file": certificate}
-    with Mosquitto(folder / "broker", lines) as broker:
-        if transport == "tcp":
-            settings["port"] = broker.port
-        yield broker, settings
 
 
 @pytest.mark.parametrize("version", ["5", "3.1.1"])

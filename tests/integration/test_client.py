@@ -23,6 +23,7 @@ from edged.errors import (
     ReplyError,
 )
 from tests.doubles.broker import Mosquitto, free_port
+from tests.doubles.listeners import TRANSPORTS, listening
 from tests.doubles.responder import Asked, Responder, Said, doubled
 
 SAMPLE = {"x": np.arange(6, dtype=np.float32).reshape(1, 6)}
@@ -274,6 +275,28 @@ def test_client_comes_back_after_the_broker_did(tmp_path: Path) -> None:
         broker.start()
         device.wait_subscribed()
         assert client.infer("double", SAMPLE, timeout_s=30).status == 200
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_every_transport_carries_requests(tmp_path: Path, transport: str) -> None:
+    """TCP, TLS, WebSocket and Unix socket: small and large bodies, there and back."""
+    with (
+        listening(tmp_path, transport) as (broker, settings),
+        Responder(broker.host, broker.port),
+        InferClient(Endpoint("double", **settings)) as client,
+    ):
+        for entries in (1, 3000):
+            sample = {"x": np.arange(entries, dtype=np.float32).reshape(1, -1)}
+            result = client.infer("double", sample, timeout_s=30)
+            np.testing.assert_array_equal(result["x"], sample["x"] * 2)
+
+
+def test_a_certificate_of_another_is_refused(tmp_path: Path) -> None:
+    """The broker's name is checked, and the client says why it does not connect."""
+    with listening(tmp_path, "tls") as (_, settings):
+        wrong = Endpoint("double", **(settings | {"host": "127.0.0.1"}))
+        with pytest.raises(BrokerError, match="certificate verify failed"):
+            InferClient(wrong).connect()
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "#", "+", "$x", "x" * 65])
