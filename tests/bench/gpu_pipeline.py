@@ -14,6 +14,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -85,16 +86,19 @@ def measure(network: Network, plan: bytes, devices: list[str], rounds: int = 3) 
 @contextlib.contextmanager
 def hammered(plan: bytes) -> Iterator[None]:
     """Another process keeps the first GPU busy."""
-    file = Path("/tmp/hammer.plan")  # noqa: S108  # a lent machine, gone afterwards
-    file.write_bytes(plan)
-    process = subprocess.Popen([sys.executable, "-c", HAMMER, str(file)], stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        process.stdout.readline()
-        yield
-    finally:
-        process.kill()
-        process.wait()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "hammer.plan"
+        file.write_bytes(plan)
+        process = subprocess.Popen(
+            [sys.executable, "-c", HAMMER, str(file)], stdout=subprocess.PIPE
+        )
+        try:
+            if process.stdout is None or not process.stdout.readline():
+                raise RuntimeError("the co-tenant ended before it began")
+            yield
+        finally:
+            process.kill()
+            process.wait()
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edged.runners import Runner, TensorSpec
-from tests.bench.gpu_networks import CLASSES, MEDIUM, Network, network_onnx
+from tests.bench.gpu_networks import CLASSES, DEEP, Network, network_onnx
 
 SIZES = (1, 2, 4, 8, 16)
 CPU_NETWORK = Network("cpu", tokens=1, width=1024, hidden=4096, blocks=4)
@@ -64,10 +64,11 @@ def tensorrt_setup() -> Setup:
     from tests.bench.gpu_networks import LARGE, network_plan
     from tests.bench.gpu_pipeline import hammered
 
-    plan, large = network_plan(MEDIUM, half=True), network_plan(LARGE, half=True)
-    inputs, outputs = _specs(MEDIUM)
+    plan = network_plan(DEEP, half=True, max_batch=SIZES[-1])
+    large = network_plan(LARGE, half=True)
+    inputs, outputs = _specs(DEEP)
     return Setup(
-        MEDIUM,
+        DEEP,
         lambda: TensorRTRunner(plan, inputs, outputs, SIZES[-1], sizes=SIZES),
         lambda: hammered(large),
     )

@@ -48,19 +48,20 @@ def contention(document: dict[str, Any]) -> list[str]:
 def sentences(document: dict[str, Any]) -> list[str]:
     """The machine, the curve, the order of the modes, and what the timer itself costs."""
     every = document["cells"]
-    same = [order for order in document["ranking"].values() if order["live"] == order["simulated"]]
+    same = [order for order in document["ranking"].values() if not order["reversed"]]
     decisions = [cell["decision_us"]["p50"] for cell in every if cell["decision_us"]]
     late = [cell["lateness_ms"]["p99"] for cell in every if cell["lateness_ms"]]
     curve = ", ".join(f"{size}: {ms:.2f}" for size, ms in document["curve_ms"].items())
     off = [max(abs(cell["off"][name]) for cell in every) for name in ("mean_ms", "device_ms")]
     return [
         (
-            f"{document['runner']} on {document['machine']}; {document['seconds']:g} s a cell; "
+            f"{document['runner']}, network {document['network']}, on {document['machine']}; "
+            f"{document['seconds']:g} s a cell; "
             f"SLO {document['slo_ms']:.0f} ms; ms by batch size: {curve}."
         ),
         (
             f"The order of the modes by device time is the simulator's at {len(same)} of "
-            f"{len(document['ranking'])} loads."
+            f"{len(document['ranking'])} loads (times within 5 % count as level)."
         ),
         (
             f"Live differs from simulated by at most {off[0]:.0%} in the mean and {off[1]:.0%} in "

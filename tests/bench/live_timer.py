@@ -1,27 +1,26 @@
 """The batch timer live: modes and loads, a co-tenant that comes and goes, and the simulator beside.
 
-    python -m tests.bench.live_timer [RESULT.json] [--runner onnx|tensorrt] [--quick]
+    timeout 330 python -m tests.bench.live_timer [RESULT.json] [--runner onnx|tensorrt]
 
 Requests of one sample arrive by a Poisson process (open loop; latency counts from the time at which
 they were meant to come) at `Pipeline.arrived` and leave as bytes at the sender: all threads of the
 daemon, without the broker's socket. ``--runner onnx`` runs a small network on one core, beside a
 co-tenant that keeps all cores busy; ``--runner tensorrt`` runs one on the first GPU, beside a
 process that keeps that GPU busy. Each cell is simulated with the curve that was measured here and
-the same arrival times. ``--quick`` takes 4 s a cell instead of 20.
+the same arrival times. What there is, is written after each cell, so that a run that is cut short
+is not lost; ``--budget`` is the seconds that all of it may take (300).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import platform
 import sys
 import threading
 import time
-from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +45,28 @@ from edged.serve.price import MODES
 from edged.serve.request import Arrival, LinkUp, Receipt, Reply, ReplyFormat, Work
 from edged.serve.timer import BatchTimer, Decision, Waiting
 from edged.serve.tuner import tune
-from edged.simulate.arrivals import Arrivals, poisson
-from edged.simulate.device import Device as SimulatedDevice
-from edged.simulate.device import Rules, simulate
-from edged.simulate.summary import summarize
+from edged.simulate.arrivals import poisson
 from tests.bench.gpu_networks import CLASSES, Network
+from tests.bench.live_figures import (
+    Seen,
+    between,
+    figures,
+    ranking,
+    simulated,
+    spread,
+)
 from tests.bench.live_setups import SIZES, Setup, onnx_setup, tensorrt_setup
+from tests.bench.live_table import sentences
 from tests.doubles.turns import Turns
 
 TOPICS = Topics("edged/v1", "bench")
 LOADS = (0.1, 0.3, 0.5, 0.7)
-SETTLE_S = 1.0
+MOST_RATE = 2500.0
+"""Requests/s that the sending thread can time; loads beyond it are left out."""
+LEAST_S, MOST_S = 4.0, 20.0
+"""Bounds of the seconds for a cell."""
+START_S = 30.0
+"""For the warm-up and the co-tenant's starts."""
 
 
 class TimedTimer(BatchTimer):
@@ -84,25 +94,13 @@ class Model:
         self.slo_ms = slo_s * 1e3
 
 
-@dataclass
-class Seen:
-    """What became of the requests of one cell, by number."""
-
-    due: dict[int, float] = field(default_factory=dict)
-    latency_s: dict[int, float] = field(default_factory=dict)
-    refused: Counter[str] = field(default_factory=Counter)
-    service_s: list[tuple[float, int, float]] = field(default_factory=list)
-    reasons: Counter[str] = field(default_factory=Counter)
-    late_s: list[float] = field(default_factory=list)
-
-
 class OneDevice:
     """The request path over one device, with the tuner's thread beside."""
 
     def __init__(self, setup: Setup, runner: Runner, curve: LatencyCurve, slo_s: float) -> None:
         self.seen = Seen()
-        self.timer = TimedTimer(curve, SIZES[-1], slo_s=slo_s)
-        self.timer.costs_s = []
+        self._curve, self._slo_s = curve, slo_s
+        self.timer = self._fresh_timer(0.0)
         self.room = WaitingRoom({}, Admission(4096).refusal)
         model = Model(setup.network, slo_s)
         self.pipeline = Pipeline(
@@ -140,6 +138,16 @@ class OneDevice:
         self._tuner = threading.Thread(target=self._tune, name="tuner", daemon=True)
         self._tuner.start()
 
+    def _fresh_timer(self, price: float) -> TimedTimer:
+        timer = TimedTimer(self._curve, SIZES[-1], price=price, slo_s=self._slo_s)
+        timer.costs_s = []
+        return timer
+
+    def begin(self, price: float) -> None:
+        """A timer that knows nothing of the runs before, as the simulated one does."""
+        self.timer = self._fresh_timer(price)
+        self.room.set_model("m", {"one": self.timer})
+
     def _take(self, device: str) -> Work | None:
         work = self.room.take(device)
         if work is not None and work.lateness_s is not None:
@@ -171,25 +179,24 @@ class OneDevice:
     def run(self, times: Any, first: int) -> Seen:
         """Sends a request at each of these seconds; what became of them once all have ended."""
         self.seen = seen = Seen()
-        self.timer.costs_s.clear()
         begun = time.monotonic() + 0.05
         for number, at in enumerate(times, first):
             due = begun + float(at)
             while (left := due - time.monotonic()) > 0:
                 time.sleep(left)
             seen.due[number] = due
-            self.pipeline.arrived(
-                Arrival(
-                    topic=TOPICS.infer("m"),
-                    payload=self._body,
-                    receipt=Receipt(1, 0, 0, 0),
-                    received=time.monotonic(),
-                    response_topic=TOPICS.reply("c"),
-                    correlation=str(number).encode(),
-                    content_type=OCTET_STREAM,
-                    user={HEADER_LENGTH: str(self._header)},
-                )
+            arrival = Arrival(
+                topic=TOPICS.infer("m"),
+                payload=self._body,
+                receipt=Receipt(1, 0, 0, 0),
+                received=time.monotonic(),
+                response_topic=TOPICS.reply("c"),
+                correlation=str(number).encode(),
+                content_type=OCTET_STREAM,
+                user={HEADER_LENGTH: str(self._header)},
             )
+            with self._turns.one_thread:
+                self.pipeline.arrived(arrival)
             self._turns.wake()
         until = time.monotonic() + 10.0
         while self.pipeline.outstanding and time.monotonic() < until:
@@ -208,121 +215,50 @@ def _give_up(device: str, error: EdgedError) -> None:
     raise RuntimeError(f"{device}: {error}")
 
 
-# ------------------------------------------------------------------ figures
-
-
-def figures(seen: Seen, slo_s: float, skip_s: float = SETTLE_S) -> dict[str, Any]:
-    """Of the requests that were due after the first ``skip_s``."""
-    begun = min(seen.due.values()) + skip_s
-    kept = [number for number, due in seen.due.items() if due >= begun]
-    latencies = np.array([seen.latency_s[n] for n in kept if n in seen.latency_s] or [math.nan])
-    batches = [(samples, s) for at, samples, s in seen.service_s if at >= begun and s > 0]
-    samples = sum(count for count, _ in batches)
-    within = sum(seen.latency_s.get(number, math.inf) <= slo_s for number in kept)
-    return {
-        "requests": len(kept),
-        "mean_ms": float(latencies.mean()) * 1e3,
-        "p99_ms": float(np.quantile(latencies, 0.99)) * 1e3,
-        "attainment": within / max(1, len(kept)),
-        "device_ms": 1e3 * sum(s for _, s in batches) / max(1, samples),
-        "mean_batch": samples / max(1, len(batches)),
-        "reasons": dict(seen.reasons),
-        "refused": dict(seen.refused),
-    }
-
-
-def simulated(
-    curve: LatencyCurve, times: Any, price: float, slo_s: float, seen: Seen
-) -> dict[str, float]:
-    """The same timer on the same arrivals, and a device with the measured curve.
-
-    Args:
-        curve: as measured on the idle device.
-        times: seconds.
-        price: c.
-        slo_s: of the requests.
-        seen: what ran live. The path around the device keeps it from being as fast as alone, and
-            from being as regular: median and spread of its times over the curve are simulated too.
-    """
-    ratios = np.log([s / curve(samples) for _, samples, s in seen.service_s if s > 0] or [1.0])
-    low, middle, high = np.quantile(ratios, (0.159, 0.5, 0.841))
-    timer = BatchTimer(curve, SIZES[-1], price=price, slo_s=slo_s)
-    arrivals = Arrivals(np.asarray(times), np.zeros(len(times), np.int64))
-    device = SimulatedDevice(
-        curve, steps=((0.0, math.exp(middle)),), noise=float(high - low) / 2, seed=1
-    )
-    rules = Rules(slo_s=slo_s, expire=True, tune=timer.retune)
-    found = summarize(simulate(timer, arrivals, device, rules), slo_s=slo_s)
-    return {
-        "slower": math.exp(middle),
-        "noise": float(high - low) / 2,
-        "mean_ms": found.mean_ms,
-        "p99_ms": found.p99_ms,
-        "attainment": found.attainment,
-        "device_ms": found.device_ms,
-        "mean_batch": found.mean_batch,
-    }
-
-
-def spread(values: list[float], scale: float) -> dict[str, float]:
-    """Median and 99th percentile."""
-    if not values:
-        return {}
-    found = np.quantile(np.array(values) * scale, (0.5, 0.99))
-    return {"count": len(values), "p50": float(found[0]), "p99": float(found[1])}
-
-
 # ------------------------------------------------------------------ the runs
 
 
 def modes_and_loads(
     path: OneDevice, curve: LatencyCurve, slo_s: float, seconds: float
-) -> list[Any]:
-    """Every mode at every load, live and simulated."""
+) -> Iterator[dict[str, Any]]:
+    """Every mode at every load that can be sent, live and simulated."""
     capacity = SIZES[-1] / curve(SIZES[-1])
-    cells: list[Any] = []
-    for load in LOADS:
+    for load in (load for load in LOADS if load * capacity <= MOST_RATE):
         count = max(200, int(load * capacity * seconds))
         times = poisson(load * capacity, count, seed=int(load * 100)).times
-        for mode, price in MODES.items():
-            path.room.set_price("one", price)
-            seen = path.run(times, first=1_000_000 * (len(cells) + 1))
+        for number, (mode, price) in enumerate(MODES.items(), 1):
+            path.begin(price)
+            seen = path.run(times, first=1_000_000 * (10 * int(10 * load) + number))
             live, model = figures(seen, slo_s), simulated(curve, times, price, slo_s, seen)
-            cell = {
+            yield {
                 "mode": mode, "load": load, "phi": path.timer.phi, "live": live,
                 "simulated": model,
                 "decision_us": spread(path.timer.costs_s, 1e6),
                 "lateness_ms": spread(path.seen.late_s, 1e3),
                 "off": {name: live[name] / model[name] - 1 for name in ("mean_ms", "device_ms")},
             }  # fmt: skip
-            cells.append(cell)
-            say(cell)
-    return cells
 
 
 def contention(
     path: OneDevice, setup: Setup, curve: LatencyCurve, slo_s: float, seconds: float
-) -> Any:
+) -> Iterator[dict[str, Any]]:
     """A co-tenant comes and goes while requests keep coming; each third by itself."""
-    load = 0.3
-    rate = load * SIZES[-1] / curve(SIZES[-1])
-    rows = []
+    capacity = SIZES[-1] / curve(SIZES[-1])
+    rate = min(0.3 * capacity, MOST_RATE)
     for position, mode in enumerate(("latency", "use-the-slo")):
-        path.room.set_price("one", MODES[mode])
+        path.begin(MODES[mode])
         times = poisson(rate, int(rate * 3 * seconds), seed=7).times
         switch = threading.Thread(target=_disturb, args=(setup, seconds), daemon=True)
         switch.start()
-        seen = path.run(times, first=100_000_000 * (position + 1))
+        seen = path.run(times, first=1_000_000_000 * (position + 1))
         switch.join()
         first = min(seen.due.values())
-        row: dict[str, Any] = {"mode": mode, "load": load, "phases": {}}
+        row: dict[str, Any] = {"mode": mode, "load": rate / capacity, "phases": {}}
         for phase, name in enumerate(("before", "contended", "after")):
-            part = _between(seen, first + phase * seconds, first + (phase + 1) * seconds)
+            part = between(seen, first + phase * seconds, first + (phase + 1) * seconds)
             row["phases"][name] = figures(part, slo_s, skip_s=0.0) if part.due else {}
         row["whole"] = figures(seen, slo_s)
-        rows.append(row)
-        say(row)
-    return rows
+        yield row
 
 
 def _disturb(setup: Setup, seconds: float) -> None:
@@ -331,34 +267,50 @@ def _disturb(setup: Setup, seconds: float) -> None:
         time.sleep(seconds)
 
 
-def _between(seen: Seen, begin: float, end: float) -> Seen:
-    due = {number: at for number, at in seen.due.items() if begin <= at < end}
-    return Seen(
-        due,
-        {number: seen.latency_s[number] for number in due if number in seen.latency_s},
-        service_s=[each for each in seen.service_s if begin <= each[0] < end],
-    )
-
-
-def ranking(cells: list[Any]) -> dict[str, Any]:
-    """Modes by their device time at each load, live and simulated: whether the order is one."""
-    found = {}
-    for load in LOADS:
-        mine = [cell for cell in cells if cell["load"] == load]
-        found[str(load)] = {
-            where: [
-                mode
-                for _, mode in sorted((cell[where]["device_ms"], cell["mode"]) for cell in mine)
-            ]
-            for where in ("live", "simulated")
-        }
-    return found
-
-
 def say(document: Any) -> None:
-    """One line of JSON."""
-    sys.stdout.write(json.dumps(document) + "\n")
+    """One line of JSON, with three digits."""
+    sys.stdout.write(json.dumps(_short(document)) + "\n")
     sys.stdout.flush()
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _short(item) for name, item in value.items()}
+    return float(f"{value:.3g}") if isinstance(value, float) else value
+
+
+def measure(setup: Setup, seconds: float, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """All runs; what there is, is saved after each."""
+    runner = setup.make()
+    curve = warm_up(runner, SIZES, repeats=50, budget_s=1.0)
+    slo_s = max(0.025, 5 * curve(SIZES[-1]))
+    document: dict[str, Any] = {
+        "runner": type(runner).__name__,
+        "machine": {"arch": platform.machine(), "cpus": os.cpu_count(), "load": os.getloadavg()},
+        "network": setup.network.name,
+        "seconds": seconds,
+        "curve_ms": {str(n): 1e3 * s for n, s in zip(curve.sizes, curve.seconds, strict=True)},
+        "slo_ms": slo_s * 1e3,
+        "cells": [],
+        "contention": [],
+    }
+    say({name: value for name, value in document.items() if value})
+    path = OneDevice(setup, runner, curve, slo_s)
+    try:
+        path.run(np.arange(100) * 0.02, first=1)
+        for cell in modes_and_loads(path, curve, slo_s, seconds):
+            document["cells"].append(cell)
+            document["ranking"] = ranking(document["cells"])
+            say(cell)
+            save(document)
+        for row in contention(path, setup, curve, slo_s, seconds):
+            document["contention"].append(row)
+            say(row)
+            save(document)
+    finally:
+        path.close()
+        runner.close()
+    return document
 
 
 def main() -> None:
@@ -366,32 +318,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("result", nargs="?", type=Path)
     parser.add_argument("--runner", choices=("onnx", "tensorrt"), default="onnx")
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--budget", type=float, default=300.0, help="seconds for all, about")
     options = parser.parse_args()
-    seconds = 4.0 if options.quick else 20.0
+    begun = time.monotonic()
     sys.setswitchinterval(SWITCH_INTERVAL_S)  # as the daemon does
     setup = onnx_setup() if options.runner == "onnx" else tensorrt_setup()
-    runner = setup.make()
-    curve = warm_up(runner, SIZES, repeats=50, budget_s=1.0)
-    slo_s = max(0.025, 5 * curve(SIZES[-1]))
-    path = OneDevice(setup, runner, curve, slo_s)
-    path.run(np.arange(100) * 0.02, first=1)
-    cells = modes_and_loads(path, curve, slo_s, seconds)
-    document = {
-        "runner": options.runner,
-        "machine": {"arch": platform.machine(), "cpus": os.cpu_count()},
-        "network": setup.network.name,
-        "seconds": seconds,
-        "curve_ms": {str(n): 1e3 * s for n, s in zip(curve.sizes, curve.seconds, strict=True)},
-        "slo_ms": slo_s * 1e3,
-        "cells": cells,
-        "ranking": ranking(cells),
-        "contention": contention(path, setup, curve, slo_s, seconds),
-    }
-    path.close()
-    runner.close()
-    if options.result:
-        options.result.write_text(json.dumps(document, indent=1) + "\n")
+    left_s = options.budget - (time.monotonic() - begun)
+    # Sixteen cells and six thirds; a simulation and its tuner take a third as long again.
+    seconds = min(MOST_S, max(LEAST_S, (left_s - START_S) / (len(MODES) * len(LOADS) * 4 / 3 + 6)))
+
+    def save(document: dict[str, Any]) -> None:
+        if options.result:
+            options.result.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+    document = measure(setup, seconds, save)
+    sys.stdout.write("\n".join(sentences(document)) + "\n")
 
 
 if __name__ == "__main__":
