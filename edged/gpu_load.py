@@ -3,16 +3,17 @@
 Both stand behind `LoadSource`, and nothing else in the package reads them. What cannot be read is
 None, never 0: a Jetson Orin's NVML answers that utilisation is not supported, or with zeros; a Thor
 may lack the node that older boards have. So on a Jetson sysfs is asked first, and NVML for each
-value that it does not know. A utilisation is believed only once it has moved under a load of our
-own (`Believed`).
+value that it does not know. A utilisation is unknown until its source has moved under a load of our
+own (`ProvenSource`).
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -83,14 +84,6 @@ class LoadSource(Protocol):
 
     def read(self) -> GpuLoad:
         """One look; takes milliseconds at most, and never raises."""
-
-
-class NoSource:
-    """For devices of which nothing can be known, such as the CPU."""
-
-    def read(self) -> GpuLoad:
-        """Nothing."""
-        return UNKNOWN
 
 
 class NvmlSource:
@@ -205,28 +198,81 @@ class JetsonSource:
         return None if not clocks or allowed is None else allowed < max(clocks)
 
 
-class FirstKnown:
-    """Several sources of one GPU: each value is that of the first source that knows it.
+class Proof:
+    """Whether a utilisation is real: it has to be higher under a load of our own than without."""
+
+    def __init__(self) -> None:
+        self.idle: float | None = None
+        self.busy: float | None = None
+
+    def sample(self, utilisation: float | None, *, busy: bool) -> None:
+        """A look, taken while our own work ran all the time, or not at all."""
+        if utilisation is None or not math.isfinite(utilisation):
+            return
+        if busy:
+            self.busy = utilisation if self.busy is None else max(self.busy, utilisation)
+        else:
+            self.idle = utilisation if self.idle is None else min(self.idle, utilisation)
+
+    @property
+    def moved(self) -> bool:
+        """Whether it moved with our load."""
+        known = self.idle is not None and self.busy is not None
+        return known and (self.busy or 0.0) - (self.idle or 0.0) >= MOVES
+
+
+class ProvenSource:
+    """The sources of one GPU: each value is that of the first that knows it.
+
+    A utilisation is unknown until its source has moved between an idle device and a load of our
+    own: drivers answer with zeros, or with one number whatever runs, where they cannot tell.
 
     Args:
-        sources: the one that is trusted most comes first.
+        sources: the one that is trusted most comes first; none: nothing can be known.
     """
 
     def __init__(self, sources: Sequence[LoadSource]) -> None:
-        self._sources = tuple(sources)
+        self._sources = tuple((source, Proof()) for source in sources)
 
-    def read(self) -> GpuLoad:
-        """One look at all of them."""
-        looks = [source.read() for source in self._sources]
+    def read(self, *, busy: bool | None = None) -> GpuLoad:
+        """One look at all of them.
+
+        Args:
+            busy: whether our own work kept the device busy for the sampling period; False: none of
+                it ran; None: neither, so the look proves nothing.
+        """
+        looks = []
+        for source, proof in self._sources:
+            look = source.read()
+            if busy is not None:
+                proof.sample(look.utilisation, busy=busy)
+            looks.append(look if proof.moved else replace(look, utilisation=None))
         found: dict[str, Any] = {}
         for field in fields(GpuLoad):
             values = (getattr(look, field.name) for look in looks)
             found[field.name] = next((value for value in values if value is not None), None)
         return GpuLoad(**found)
 
+    @property
+    def proven(self) -> bool:
+        """Whether a utilisation has moved with our load."""
+        return any(proof.moved for _, proof in self._sources)
+
+    def doubt(self) -> str:
+        """Why a utilisation that is told is not believed; "" if one is, or none is told at all."""
+        told = [proof for _, proof in self._sources if proof.busy is not None]
+        if self.proven or not told:
+            return ""
+        looks = (
+            f"{'unknown' if proof.idle is None else f'{proof.idle:.2f}'} idle and "
+            f"{proof.busy:.2f} under load"
+            for proof in told
+        )
+        return f"it was {', '.join(looks)}"
+
 
 @functools.cache
-def all_sources(root: Path = ROOT) -> Mapping[str, LoadSource]:
+def all_sources(root: Path = ROOT) -> Mapping[str, ProvenSource]:
     """All GPUs that can be looked at, by device (``cuda:0``); opened once in a process.
 
     Args:
@@ -237,7 +283,7 @@ def all_sources(root: Path = ROOT) -> Mapping[str, LoadSource]:
 
 def open_sources(
     root: Path = ROOT, load: Callable[[str], Any] = importlib.import_module
-) -> Mapping[str, LoadSource]:
+) -> Mapping[str, ProvenSource]:
     """As `all_sources`, opened anew.
 
     Args:
@@ -252,8 +298,8 @@ def open_sources(
     }
     jetson = JetsonSource(root)
     if not jetson.found:
-        return found
-    return {"cuda:0": FirstKnown([jetson, *list(found.values())[:1]])}
+        return {device: ProvenSource([source]) for device, source in found.items()}
+    return {"cuda:0": ProvenSource([jetson, *list(found.values())[:1]])}
 
 
 def _nvml_handles(load: Callable[[str], Any]) -> tuple[Any, list[Any]]:
@@ -284,29 +330,6 @@ def _cuda_buses(load: Callable[[str], Any]) -> list[bytes]:
         return [driver.Device(number).pci_bus_id().encode() for number in range(count)]
     except Exception:  # no binding, no driver, no GPU: each fails with a class of its own
         return []
-
-
-class Believed:
-    """Whether a utilisation is real: it has to be higher under a load of our own than without."""
-
-    def __init__(self) -> None:
-        self._idle: float | None = None
-        self._busy: float | None = None
-
-    def sample(self, utilisation: float | None, *, busy: bool) -> None:
-        """A look, taken while our own work ran all the time, or not at all."""
-        if utilisation is None:
-            return
-        if busy:
-            self._busy = utilisation if self._busy is None else max(self._busy, utilisation)
-        else:
-            self._idle = utilisation if self._idle is None else min(self._idle, utilisation)
-
-    @property
-    def moved(self) -> bool:
-        """Whether it moved with our load."""
-        known = self._idle is not None and self._busy is not None
-        return known and (self._busy or 0.0) - (self._idle or 0.0) >= MOVES
 
 
 def _ask(nvml: Any, question: str, *arguments: Any) -> Any:

@@ -14,7 +14,7 @@ from edged.backoff import Backoff
 from edged.engine_store import Manifest
 from edged.errors import DeviceLostError, EdgedError, EngineRefusedError
 from edged.events import DeviceFailed, DeviceRecovered, Event, ModelRefused, ModelUnloaded
-from edged.gpu_load import LoadSource, NoSource, all_sources
+from edged.gpu_load import ProvenSource, all_sources
 from edged.metrics import Metrics
 from edged.serve.batch import WaitingRoom
 from edged.serve.crash_journal import CrashJournal
@@ -76,7 +76,7 @@ class Devices:
         metrics: Metrics,
         notice: Notice,
         retry_s: tuple[float, float] = RETRY_S,
-        sources: Callable[[], Mapping[str, LoadSource]] = all_sources,
+        sources: Callable[[], Mapping[str, ProvenSource]] = all_sources,
         *,
         journal: CrashJournal | None = None,
     ) -> None:
@@ -93,7 +93,6 @@ class Devices:
         self._devices: dict[str, Device] = {}
         self._backoffs: dict[str, Backoff] = {}
         self._tuning: Tuning | None = None
-        self._warm_loads: dict[str, float] = {}  # by device, the highest seen during warm-up
         # Held while a model is loaded and takes over, or a device is renewed: never both at once.
         self._changing = threading.Lock()
         # Held for a moment by whoever learns of a fault: several lanes fail at once.
@@ -116,6 +115,9 @@ class Devices:
             What happened, to be reported.
         """
         events: list[Event] = []
+        if not self._devices:  # nothing of ours runs yet: what the warm-up's load is compared with
+            for source in self._sources().values():
+                source.read(busy=False)
         for name in self._host.wanted():
             if stopped():
                 break
@@ -165,22 +167,22 @@ class Devices:
             occupied=lambda device, now: self._devices[device].occupied(now),
         )
         known = self._sources()
-        sources = {device: known.get(device) or NoSource() for device in self._devices}
+        sources = {device: known.get(device) or ProvenSource(()) for device in self._devices}
         self._tuning = Tuning(ports, settings, sources)
-        self._tell_warm_loads()
+        for device, source in sources.items():
+            if doubt := source.doubt():
+                log.warning(
+                    "the utilisation of %s counts as unknown until it moves with a load: %s",
+                    device,
+                    doubt,
+                )
         self._tuning.thread.start()
 
     def _progress(self, where: str, done: int, total: int) -> None:
-        """While engines are warmed: a load of ours under which a utilisation has to move."""
+        """While engines are warmed: the load of ours under which a utilisation has to move."""
         self._notice.progress(where, done, total)
-        for device, source in self._sources().items():
-            if (load := source.read().utilisation) is not None:
-                self._warm_loads[device] = max(load, self._warm_loads.get(device, 0.0))
-
-    def _tell_warm_loads(self) -> None:
-        for device, load in self._warm_loads.items():
-            if self._tuning is not None:
-                self._tuning.warmed(device, load)
+        for source in self._sources().values():
+            source.read(busy=True)
 
     def retune(self, settings: TimerSettings) -> None:
         """The tuner goes by other settings from now on, and timers by other SLOs."""
@@ -226,7 +228,6 @@ class Devices:
                 self._host.refused[name] = err.message
             log.error("model %s: %s", name, err.message)  # noqa: TRY400  # no fault of ours
             return [ModelRefused(time.time(), name, err.message)]
-        self._tell_warm_loads()
         log.info("model %s is warm", name, extra={"engine": model.version})
         return list(model.events(time.time()))
 

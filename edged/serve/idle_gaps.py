@@ -4,16 +4,14 @@ While we run batches the total utilisation mostly says that we do; a timer drive
 by its own shadow. So a look counts only where we were idle for the whole sampling period. Without
 such gaps the stretch of our own batches tells: with one busy neighbour, time slices double them.
 
-A utilisation is believed only if it was higher under a load of our own: while engines were warmed,
-or where our batches filled most of a sampling period.
+Which looks are taken under a load of our own is said here too: a utilisation is unknown until it
+has moved with one (`edged.gpu_load.ProvenSource`).
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-
-from edged.gpu_load import Believed
 
 PERIOD_S = 1.0
 """Over so long drivers average a utilisation."""
@@ -32,41 +30,41 @@ class IdleGaps:
     """What others use of one device. Times are monotonic seconds."""
 
     def __init__(self) -> None:
-        self._believed = Believed()
         self._looks: deque[tuple[float, float]] = deque()  # when, busy seconds until then
         self._share = math.nan
         self._at = -math.inf
 
     def __repr__(self) -> str:
         known = "unknown" if math.isnan(self._share) else f"{self._share:.2f}"
-        return f"<IdleGaps others {known}, believed {self._believed.moved}>"
+        return f"<IdleGaps others {known}>"
 
-    def look(self, now: float, utilisation: float | None, idle_s: float, busy_s: float) -> None:
+    def period(self, now: float, idle_s: float, busy_s: float) -> bool | None:
+        """What the sampling period before now was: True: full of our batches; False: without any.
+
+        Args:
+            now: when.
+            idle_s: for how long none of our batches has run; 0 while one does.
+            busy_s: for how long batches of ours have run in all, since the start.
+        """
+        if self._busy_share(now, busy_s) >= BUSY:
+            return True
+        return False if idle_s >= PERIOD_S else None
+
+    def look(self, now: float, utilisation: float | None, *, busy: bool | None) -> None:
         """One look at the device.
 
         Args:
             now: when.
-            utilisation: 0 to 1, or None.
-            idle_s: for how long none of our batches has run; 0 while one does.
-            busy_s: for how long batches of ours have run in all, since the start.
+            utilisation: 0 to 1; None where it is not known, or not proven to be real.
+            busy: as `period` says; only a look without batches of ours tells of others.
         """
-        busy = self._busy_share(now, busy_s)
-        if utilisation is None or not math.isfinite(utilisation):
+        if utilisation is None or not math.isfinite(utilisation) or busy is not False:
             return
-        if busy >= BUSY:
-            self._believed.sample(utilisation, busy=True)
-        elif idle_s >= PERIOD_S:
-            self._believed.sample(utilisation, busy=False)
-            known = now - self._at <= FRESH_S
-            self._share += GAIN * (utilisation - self._share) if known else math.nan
-            if not known:
-                self._share = utilisation
-            self._at = now
-
-    def warmed(self, utilisation: float | None) -> None:
-        """The highest utilisation that was seen while engines were warmed on the device."""
-        if utilisation is not None and math.isfinite(utilisation):
-            self._believed.sample(utilisation, busy=True)
+        known = now - self._at <= FRESH_S
+        self._share += GAIN * (utilisation - self._share) if known else math.nan
+        if not known:
+            self._share = utilisation
+        self._at = now
 
     def _busy_share(self, now: float, busy_s: float) -> float:
         """Share of the last period that our batches took; 0 where the looks do not tell."""
@@ -86,6 +84,6 @@ class IdleGaps:
             now: when.
             phi: how many times longer batches take than on the idle device.
         """
-        if self._believed.moved and now - self._at <= FRESH_S:
+        if now - self._at <= FRESH_S:
             return self._share
         return 1 - 1 / phi if phi >= STRETCHED else None

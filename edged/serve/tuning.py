@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from edged.gpu_load import GpuLoad, LoadSource
+from edged.gpu_load import GpuLoad, ProvenSource
 from edged.serve.idle_gaps import IdleGaps
 from edged.serve.price import price_of, priced, slewed
 from edged.serve.request import model_of
@@ -67,7 +67,7 @@ class Tuning:
         self,
         ports: TuningPorts,
         settings: TimerSettings,
-        sources: Mapping[str, LoadSource],
+        sources: Mapping[str, ProvenSource],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
@@ -122,11 +122,6 @@ class Tuning:
                 found, longest = (timer, task), waited
         return found
 
-    def warmed(self, device: str, utilisation: float | None) -> None:
-        """Tells of the highest utilisation that was seen while engines were warmed on a device."""
-        if device in self._gaps:
-            self._gaps[device].warmed(utilisation)
-
     def set_prices(self, now: float) -> None:
         """Has the timers go by the operator's mode and the devices' state."""
         for device, scales in self._ports.scales().items():
@@ -145,8 +140,10 @@ class Tuning:
         source = self._sources.get(device)
         if source is None or not self.settings.adapt:
             return None
-        load = self.loads[device] = source.read()
-        self._gaps[device].look(now, load.utilisation, *self._ports.occupied(device, now))
+        gaps = self._gaps[device]
+        busy = gaps.period(now, *self._ports.occupied(device, now))
+        load = self.loads[device] = source.read(busy=busy)
+        gaps.look(now, load.utilisation, busy=busy)
         return load
 
 

@@ -155,7 +155,8 @@ class OneDevice:
         return work
 
     def _done(self, done: Done) -> None:
-        self.seen.reasons[done.reason] += done.samples > 0
+        if done.samples:
+            self.seen.reasons[done.reason] += 1
         self.pipeline.done(done)
 
     def _completed(self, device: str, queue: str, samples: int, service_s: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,11 +12,11 @@ import pytest
 
 from edged.gpu_load import (
     UNKNOWN,
-    Believed,
     GpuLoad,
     JetsonSource,
-    NoSource,
     NvmlSource,
+    Proof,
+    ProvenSource,
     all_sources,
     open_sources,
     throttle_reasons,
@@ -67,7 +68,8 @@ def test_a_cpu_has_no_source(tmp_path: Path) -> None:
     JetsonTree(tmp_path, "orin")
 
     assert "cpu" not in all_sources(tmp_path)
-    assert NoSource().read() == UNKNOWN
+    assert ProvenSource(()).read(busy=True) == UNKNOWN
+    assert ProvenSource(()).doubt() == ""
 
 
 def nvml(**replaced: Any) -> Any:
@@ -204,20 +206,49 @@ def test_a_device_is_the_gpu_that_cuda_calls_so(tmp_path: Path) -> None:
     assert names() == {"cuda:0": "index 0", "cuda:1": "index 1"}
 
 
+def prove(source: ProvenSource, tree: JetsonTree, driver: Any, *, busy: int, load: int) -> None:
+    """An idle look, then one while an engine is warmed: NVML's percent, sysfs' per mille."""
+    for working in (False, True):
+        tree.set_load(load if working else 0)
+        percent = SimpleNamespace(gpu=busy if working else 0)
+        driver.nvmlDeviceGetUtilizationRates = lambda _handle, told=percent: told
+        source.read(busy=working)
+
+
 def test_on_a_jetson_nvml_fills_what_sysfs_does_not_know(tmp_path: Path) -> None:
     """Thor has no load in sysfs; an Orin's NVML says zero, and its sysfs is right."""
     for soc, busy, load in (("thor", 42, 0.42), ("orin", 0, 0.375)):
         tree = JetsonTree(tmp_path / soc, soc)
-        tree.set_load(375)
-        driver = nvml(
-            nvmlDeviceGetUtilizationRates=SimpleNamespace(gpu=busy), nvmlDeviceGetPowerUsage=0
-        )
+        driver = nvml(nvmlDeviceGetPowerUsage=0)
 
         found = open_sources(tmp_path / soc, modules(pynvml=driver))
+        prove(found["cuda:0"], tree, driver, busy=busy, load=375)
 
         seen = found["cuda:0"].read()
         assert (list(found), seen.utilisation, seen.temperature_c) == (["cuda:0"], load, 45.0)
         assert (seen.energy_j, seen.power_w) == (9.0, None)
+
+
+@pytest.mark.parametrize("soc", SOCS)
+def test_each_source_is_taken_only_if_it_moves_under_our_load(tmp_path: Path, soc: str) -> None:
+    """Of a stuck sysfs node and an NVML that moves the latter is, and the other way round.
+
+    Where neither moves the utilisation is unknown, and it is said what was seen; heat, throttling
+    and the power mode need no such test.
+    """
+    for busy, load in ((60, 0), (0, 600), (0, 0)):
+        tree = JetsonTree(tmp_path / f"{busy}-{load}", soc)
+        driver = nvml()
+        source = open_sources(tree.root, modules(pynvml=driver))["cuda:0"]
+        assert source.read().utilisation is None
+        prove(source, tree, driver, busy=busy, load=load)
+
+        seen, moved = source.read(), bool(busy or (load and tree.soc.load))
+        assert seen.utilisation == (0.6 if moved else None)
+        assert source.proven is moved
+        assert (source.doubt() == "") is moved
+        assert (seen.temperature_c, seen.throttled, seen.low_power) == (45.0, False, False)
+    assert source.doubt().startswith("it was 0.00 idle and 0.00 under load")
 
 
 def test_the_gpus_are_opened_once(tmp_path: Path) -> None:
@@ -228,12 +259,13 @@ def test_the_gpus_are_opened_once(tmp_path: Path) -> None:
     assert list(all_sources(tmp_path)) == ["cuda:0"]
 
 
-def test_a_utilisation_is_believed_once_it_moved_under_our_load() -> None:
-    """One that shows zeros, or the same number whatever runs, never is."""
-    for idle, busy, moved in ((0.0, 0.0, False), (1.0, 1.0, False), (0.02, 0.97, True)):
-        believed = Believed()
-        believed.sample(idle, busy=False)
-        assert not believed.moved
-        believed.sample(None, busy=True)
-        believed.sample(busy, busy=True)
-        assert believed.moved is moved
+def test_a_utilisation_is_real_once_it_moved_under_our_load() -> None:
+    """One that shows zeros, or the same number whatever runs, or no number, never is."""
+    cases = ((0.0, 0.0, False), (1.0, 1.0, False), (0.02, 0.97, True), (0.0, math.nan, False))
+    for idle, busy, moved in cases:
+        proof = Proof()
+        proof.sample(idle, busy=False)
+        assert not proof.moved
+        proof.sample(None, busy=True)
+        proof.sample(busy, busy=True)
+        assert proof.moved is moved

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edged.gpu_load import JetsonSource, LoadSource, NoSource
+from edged.gpu_load import JetsonSource, ProvenSource
 from edged.serve.timer import BatchTimer
 from edged.serve.tuner import Choice, Task
 from edged.serve.tuning import Tuning, TuningPorts
@@ -58,9 +58,9 @@ class Room:
         """There is one of each."""
         return {"cuda:0": {"m": self.timer.phi}}
 
-    def tuning(self, settings: TimerSettings, source: LoadSource | None = None) -> Tuning:
+    def tuning(self, settings: TimerSettings, source: JetsonSource | None = None) -> Tuning:
         """The thread's object, which is called by hand."""
-        sources = {"cuda:0": source or NoSource()}
+        sources = {"cuda:0": ProvenSource([source] if source else [])}
         return Tuning(self.ports(), settings, sources, lambda: self.now)
 
 
@@ -180,7 +180,7 @@ def test_silent_timers_take_no_time() -> None:
 def test_the_thread_tunes_and_ends() -> None:
     """Started, it tunes by itself; asked to stop, it ends."""
     room = Room()
-    tuning = Tuning(room.ports(), TimerSettings(), {"cuda:0": NoSource()})
+    tuning = Tuning(room.ports(), TimerSettings(), {"cuda:0": ProvenSource(())})
     tuning.thread.start()
     try:
         assert room.tuned_once.wait(20)
