@@ -113,7 +113,7 @@ def echo() -> list[dict[str, Any]]:
     lines = ["max_inflight_messages 1000", "max_queued_messages 0"]
     with tempfile.TemporaryDirectory() as folder, Mosquitto(Path(folder), lines) as broker:
         service = Echo(broker.port)
-        requester = Requester(broker.port, TOPICS, "echo", ENTRIES)
+        requester = Requester(broker.port, TOPICS, "echo", (ENTRIES,))
         requester.open_loop(1000, 1.0)
         for load in ("1000/s", "64 outstanding", "200 outstanding"):
             for _ in range(ROUNDS):
@@ -123,6 +123,8 @@ def echo() -> list[dict[str, Any]]:
                 else:
                     answered = requester.closed_loop(int(load.split()[0]), SECONDS)
                 used = service.cpu_s() - before
+                if answered.refused:
+                    raise RuntimeError(f"{answered.refused} requests were refused")
                 rows.append(
                     {
                         "load": load,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import quantiles
 
@@ -22,11 +23,13 @@ class Answered:
 
     Attributes:
         count: replies with status 200.
+        refused: replies with another one.
         wall_s: from the first request to the last reply.
-        latencies_s: from sending to the reply.
+        latencies_s: from sending, or in the open loop from when it was due, to the reply.
     """
 
     count: int = 0
+    refused: int = 0
     wall_s: float = 0.0
     latencies_s: list[float] = field(default_factory=list)
 
@@ -47,12 +50,12 @@ class Requester:
         port: of a broker on loopback.
         topics: the device's.
         model: the model's name.
-        entries: float32 entries of a sample.
+        shape: of a sample, float32.
     """
 
-    def __init__(self, port: int, topics: Topics, model: str, entries: int) -> None:
+    def __init__(self, port: int, topics: Topics, model: str, shape: tuple[int, ...]) -> None:
         self._reply = topics.reply("load")
-        rows = np.random.default_rng(0).standard_normal((1, entries)).astype(np.float32)
+        rows = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)
         self.body, length = v2.write_request(v2.InferRequest(inputs=(v2.Tensor("x", rows),)))
         # Response topic, correlation, content type, expiry, one user property.
         self._before = (
@@ -77,13 +80,13 @@ class Requester:
             if any(first & 0xF0 == kind for first, _ in list(self._connection.packets())):
                 return
 
-    def _send(self) -> None:
+    def _send(self, due: float) -> None:
         self._mid = self._mid % 60000 + 1
         correlation = self._mid.to_bytes(4, "big")
         fields = self._before + b"\x09\x00\x04" + correlation + self._after
         packed = properties.variable(len(fields)) + fields
         head = codec.encode_publish(self._topic, packed, len(self.body), mid=self._mid)
-        self._sent[self._mid] = time.perf_counter()
+        self._sent[self._mid] = due
         self._connection.put(head + self.body)
 
     def _take(self, result: Answered) -> None:
@@ -92,9 +95,10 @@ class Requester:
             if kind == PUBLISH:
                 message = codec.decode_publish(first, body)
                 self._connection.put(codec.encode_puback(message.mid))
-                if (message.user or {}).get("status") != "200":
-                    raise RuntimeError(bytes(message.payload))
                 sent = self._sent.pop(int.from_bytes(message.correlation or b"", "big"))
+                if (message.user or {}).get("status") != "200":
+                    result.refused += 1
+                    continue
                 result.latencies_s.append(time.perf_counter() - sent)
                 result.count += 1
             elif kind != PUBACK:
@@ -107,7 +111,7 @@ class Requester:
         while True:
             going = time.perf_counter() - begun < seconds
             while going and len(self._sent) < outstanding:
-                self._send()
+                self._send(time.perf_counter())
             self._connection.flush()
             if not self._sent:
                 break
@@ -118,17 +122,21 @@ class Requester:
 
     def open_loop(self, rate: float, seconds: float) -> Answered:
         """So many requests/s at even intervals, whatever comes back."""
+        return self.at([number / rate for number in range(int(rate * seconds))])
+
+    def at(self, due: Sequence[float]) -> Answered:
+        """Requests at these seconds from now, ascending, whatever comes back."""
         result = Answered()
         begun = time.perf_counter()
-        sent, total = 0, int(rate * seconds)
+        sent, total = 0, len(due)
         while sent < total or self._sent:
             now = time.perf_counter() - begun
-            while sent < total and sent <= now * rate:
-                self._send()
+            while sent < total and due[sent] <= now:
+                self._send(begun + due[sent])
                 sent += 1
             self._connection.flush()
-            due = begun + sent / rate - time.perf_counter() if sent < total else 1.0
-            if self._connection.wait(max(0.0, due)):
+            left = begun + due[sent] - time.perf_counter() if sent < total else 1.0
+            if self._connection.wait(max(0.0, left)):
                 self._take(result)
         self._connection.flush()
         result.wall_s = time.perf_counter() - begun

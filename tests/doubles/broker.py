@@ -51,6 +51,12 @@ class Mosquitto:
         state = "stopped" if self._process is None else f"running as {self._process.pid}"
         return f"<Mosquitto {self.host}:{self.port} {state}>"
 
+    @property
+    def pid(self) -> int:
+        """Of the process; it must run."""
+        assert self._process is not None
+        return self._process.pid
+
     def __enter__(self) -> Mosquitto:
         self.start()
         return self

@@ -119,6 +119,19 @@ def _manifest(name: str, data: bytes, **more: Any) -> Manifest:
     return Manifest(**(fields | more))
 
 
+def install(
+    root: Path, name: str, model: bytes, given: InputSpec, answer: OutputSpec, max_batch: int
+) -> None:
+    """Installs any ONNX model of one input and one output as the current engine of a model."""
+    sizes = tuple(2**n for n in range(max_batch.bit_length()) if 2**n <= max_batch)
+    manifest = _manifest(
+        name, model, input=(given,), output=(answer,), max_batch=max_batch, warm_sizes=sizes
+    )
+    store = EngineStore(root)
+    with store.building(name):
+        store.install(manifest, {"engine.onnx": model})
+
+
 PICKER_INPUT = InputSpec(name="x", datatype="INT64", shape=(1,))
 PICKER_OUTPUT = OutputSpec(name="y", shape=(1, 2))
 
