@@ -38,6 +38,10 @@ class Situation:
         """Devices that serve a queue and are not out."""
         return [d for d in self.devices.values() if d.retry_at is None and queue in d.timers]
 
+    def deadline(self) -> float:
+        """Earliest deadline of all that waits, infinity if nothing does."""
+        return min((queue.deadline for queue in self.queues.values()), default=math.inf)
+
     def waiting(self) -> int:
         """Samples that wait, over all queues."""
         return sum(queue.samples for queue in self.queues.values())
@@ -50,7 +54,7 @@ class Situation:
 
 def next_batch(all_: Situation, device: Occupancy, now: float) -> tuple[Batch | None, float]:
     """The batch to run now, taken out of its queue, or when to look again."""
-    alarm = min((queue.deadline for queue in all_.queues.values()), default=math.inf)
+    alarm = all_.deadline()
     if device.retry_at is not None:
         return None, min(alarm, device.retry_at)
     if device.free <= 0:
