@@ -13,12 +13,13 @@ import numpy as np
 
 from edged.build.build_run import BuildRun
 from edged.build.dataset import model_inputs
-from edged.build.identity import sha256
+from edged.build.identity import PLAN_VERSION, sha256
 from edged.build.lengths import ByLength
 from edged.build.plan import PlanLayer, fallen_back
 from edged.build.precision import Variant
 from edged.build.stages import Stages
 from edged.build.target import CACHE_FILE, Made, Order, Target, plan_job
+from edged.build.verify import check_float
 from edged.engine_store import Verdict
 from edged.errors import BuildError
 from edged.runners import Runner, run_batch
@@ -107,6 +108,7 @@ class Workshop:
                 runner.prepare(lambda _done, _total: None)
             verdict, qdq = self._verify(variant, runners)
             _require_pass(verdict)
+            check_float(variant.precision, verdict.metrics)
         except BaseException:
             runners.close()
             raise
@@ -137,6 +139,7 @@ class Workshop:
             "strong": sha256(order.graphs.strong),
             "weak": sha256(order.graphs.weak),
             "job": job,
+            "version": PLAN_VERSION,
             "fingerprint": dict(self.target.fingerprint),
         }
 

@@ -19,7 +19,7 @@ from edged.build.precision import Ladder
 from edged.build.ranges import Sources
 from edged.recipe import Recipe
 
-BUILD_VERSION = 4
+BUILD_VERSION = 5
 """Raise it when the same sources give another engine: every engine is then built again."""
 
 NORMALISER_VERSION = 1
@@ -30,6 +30,9 @@ QUANTIZER_VERSION = 1
 
 HALF_VERSION = 1
 """Raise it when `fp16.to_half` makes another graph."""
+
+PLAN_VERSION = 1
+"""Raise it when TensorRT is told to make another plan of the same graphs."""
 
 RANGES_FILE = "ranges.json"
 

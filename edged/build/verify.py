@@ -23,6 +23,10 @@ PADDING = "padding_sqnr_db"
 LEAST_PADDING_DB = 40.0
 """Below it a build notes that padding changes answers; float sums in another order leave 100."""
 
+LEAST_FLOAT_DB: Mapping[str, float] = {"fp32": 30.0, "fp16": 20.0}
+"""SQNR below which a float engine is not the model's any more, whatever the recipe's gates say:
+TF32 products keep 60 dB and more, FP16 ones 45 on the networks that were looked at."""
+
 _MAX_DB = 200.0  # what identical outputs are given: beyond float64's precision
 
 
@@ -155,6 +159,28 @@ def judge(metrics: Mapping[str, float], samples: int, options: VerifyOptions) ->
     return Verdict(
         passed=not reasons, samples=samples, metrics=dict(metrics), reasons=tuple(reasons)
     )
+
+
+def check_float(precision: str, metrics: Mapping[str, float]) -> None:
+    """Whether an engine that only rounds computes what the model does.
+
+    A task metric can hide an engine that is wrong: of a classifier with clear answers 14 dB are
+    enough to get each of them right.
+
+    Args:
+        precision: ``fp32``, ``fp16`` or ``int8``; of INT8 nothing is asked here.
+        metrics: from `Comparison.metrics`.
+
+    Raises:
+        BuildError: it computes something else.
+    """
+    least = LEAST_FLOAT_DB.get(precision)
+    if least is not None and metrics["sqnr_db"] < least:
+        raise BuildError(
+            f"the {precision.upper()} engine computes something else than the model: its outputs "
+            f"keep {metrics['sqnr_db']:.1f} dB, and rounding alone leaves {least:g} or more; this "
+            "is a fault of the engine or of its runtime, not of the recipe"
+        )
 
 
 def _judge_answers(metrics: Mapping[str, float], samples: int, options: VerifyOptions) -> list[str]:

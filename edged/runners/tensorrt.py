@@ -203,13 +203,16 @@ class TensorRTRunner:
         self._engine.save_cache()
 
     def _prepare_lanes(self, progress: Callable[[int, int], None]) -> None:
-        steps = len(self.sizes) * len(self._lanes)
-        for index, lane in enumerate(self._lanes):
-            for position, size in enumerate(self.sizes):
-                lane.capture(size)
-                progress(index * len(self.sizes) + position + 1, steps)
-            lane.check_graphs()
+        work = [(lane, size) for lane in self._lanes for size in reversed(self.sizes)]
+        for number, (lane, size) in enumerate(work):  # the largest first: it allocates the most
+            lane.compile(size)
+            progress(number + 1, len(work))
+        for lane, size in work:
+            lane.capture(size)
+        for lane in self._lanes:
             lane.keep_faster_graphs()
+        for lane in self._lanes:  # last, when nothing is compiled or captured any more
+            lane.check_graphs()
 
     def _choose_memory(self, progress: Callable[[int, int], None]) -> None:
         """Mapped memory saves the copies, but a kernel may read it slowly: the faster one stays."""

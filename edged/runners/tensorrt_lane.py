@@ -115,11 +115,24 @@ class Lane:
         for buffer in self.outputs.values():
             buffer.copy_out(self._stream, size)
 
-    def capture(self, size: int) -> None:
-        """Runs a size once, then captures it; where that fails it stays with plain calls."""
+    def compile(self, size: int) -> None:
+        """Runs a size by plain calls: at the first time some runtimes compile and allocate."""
         self._device.use()
-        self._enqueue(size)
-        self._stream.synchronize()
+        self._run(size, graph=False)
+
+    def capture(self, size: int) -> None:
+        """Captures a size; where that cannot be it stays with plain calls.
+
+        Every size must have run on every lane before, since what is compiled and allocated later
+        may take the place of what a graph uses.
+        """
+        self._device.use()
+        self._run(size, graph=False)
+        context = self._contexts[self._profiles[size]]
+        # TensorRT-RTX says so of engines that allocate while they run.
+        if not getattr(context, "is_stream_capturable", lambda _: True)(self._stream.handle):
+            log.info("batch size %d runs without a CUDA graph: it cannot be captured", size)
+            return
         try:
             with self._device.current():
                 self._graphs[size] = Graph(
@@ -129,15 +142,19 @@ class Lane:
             log.info("batch size %d runs without a CUDA graph: %s", size, err)
 
     def check_graphs(self) -> None:
-        """Drops every graph whose replay differs from the plain calls on random inputs."""
+        """Drops every graph whose replay differs from the plain calls on random inputs.
+
+        All plain calls come first, so that no graph is compared while its context still is as it
+        was captured.
+        """
         self._device.use()
         random = np.random.default_rng(0)
         for buffer in self.inputs.values():
             _fill(buffer.host, random)
-        for size in list(self._graphs):
-            wanted = self._outcome(size, graph=False)
+        wanted = {size: self._outcome(size, graph=False) for size in self._graphs}
+        for size, rows in wanted.items():
             found = self._outcome(size, graph=True)
-            if not all(_alike(wanted[name], rows) for name, rows in found.items()):
+            if not all(_alike(rows[name], found[name]) for name in rows):
                 log.warning("batch size %d: the CUDA graph computes something else", size)
                 self._graphs.pop(size).close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +55,8 @@ SMALL = Network("small", tokens=4, width=64, hidden=128, blocks=2)
 MEDIUM = Network("medium", tokens=49, width=256, hidden=1024, blocks=4)
 LARGE = Network("large", tokens=196, width=768, hidden=3072, blocks=8)
 HUGE = Network("huge", tokens=196, width=1024, hidden=4096, blocks=12)
-VIT = Network("vit", tokens=196, width=1024, hidden=4096, blocks=12, pixels=768)
-"""As `HUGE`, behind 224 x 224 pixels in patches of 16 x 16 x 3, as a camera's image arrives."""
+VIT = Network("vit", tokens=196, width=1024, hidden=4096, blocks=8, pixels=768)
+"""Two thirds of `HUGE`, behind 224 x 224 pixels in patches of 16 x 16 x 3, as an image arrives."""
 DEEP = Network("deep", tokens=8, width=256, hidden=256, blocks=400)
 """Setup costs more than samples, as on a small GPU, and requests are small enough to be sent."""
 NETWORKS = {each.name: each for each in (SMALL, MEDIUM, LARGE, HUGE, VIT)}
@@ -126,9 +127,19 @@ def network_onnx(network: Network, *, half: bool) -> bytes:
 
 
 def network_plan(network: Network, *, half: bool, max_batch: int = 32) -> bytes:
-    """The engine of a network on the device that is here, batch 1 to ``max_batch``.
+    """The engine of a network on the device that is here, batch 1 to ``max_batch``."""
+    return onnx_plan(network_onnx(network, half=half), {"x": network.sample}, max_batch)
+
+
+def onnx_plan(model: bytes, samples: Mapping[str, tuple[int, ...]], max_batch: int) -> bytes:
+    """The engine of a float model on the device that is here.
 
     Straight through the builder's own calls, so that runner benches depend on the runner alone.
+
+    Args:
+        model: ONNX.
+        samples: shape of one sample, by input.
+        max_batch: batches are 1 to this.
 
     Raises:
         RuntimeError: the parser or the builder refuses it.
@@ -140,12 +151,15 @@ def network_plan(network: Network, *, half: bool, max_batch: int = 32) -> bytes:
     flags = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     definition = builder.create_network(0 if flags is None else 1 << int(flags))
     parser = trt.OnnxParser(definition, trt.Logger(trt.Logger.ERROR))
-    if not parser.parse(network_onnx(network, half=half)):
+    if not parser.parse(model):
         raise RuntimeError(str(parser.get_error(0)))
     profile = builder.create_optimization_profile()
-    shapes = [(size, *network.sample) for size in (1, max(1, max_batch // 4), max_batch)]
-    profile.set_shape("x", *shapes)
+    for name, sample in samples.items():
+        shapes = [(size, *sample) for size in (1, max(1, max_batch // 4), max_batch)]
+        profile.set_shape(name, *shapes)
     config = builder.create_builder_config()
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # as edged.build.engine does
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(definition, config)
     if plan is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edged.build.verify import Comparison, judge
+from edged.build.verify import LEAST_FLOAT_DB, Comparison, check_float, judge
 from edged.build_options import VerifyOptions
 from edged.errors import BuildError
 
@@ -20,6 +20,15 @@ def compared(
     rows = None if labels is None else np.array(labels)
     comparison.add({"y": LOGITS}, {"y": engine}, rows)
     return comparison
+
+
+@pytest.mark.parametrize(("precision", "least"), LEAST_FLOAT_DB.items())
+def test_a_float_engine_that_is_wrong_is_refused(precision: str, least: float) -> None:
+    """However right its answers are; INT8 is left to the recipe's gates."""
+    check_float(precision, {"sqnr_db": least})
+    with pytest.raises(BuildError, match="computes something else than the model"):
+        check_float(precision, {"sqnr_db": least - 0.1})
+    check_float("int8", {"sqnr_db": 1.0})
 
 
 def test_identical_outputs_agree_wholly() -> None:

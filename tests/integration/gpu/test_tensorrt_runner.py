@@ -16,10 +16,18 @@ import pytest
 
 from edged.errors import DeviceFaultError, EngineRefusedError
 from edged.runners import Completion, Runner, TensorSpec, run_batch, warm_up
-from tests.bench.gpu_networks import CLASSES, MEDIUM, SMALL, network_onnx, network_plan
+from tests.bench.gpu_networks import (
+    CLASSES,
+    MEDIUM,
+    SMALL,
+    network_onnx,
+    network_plan,
+    onnx_plan,
+)
 
 pytestmark = pytest.mark.gpu
 
+ROOT = Path(__file__).resolve().parents[3]
 FLOAT = np.dtype(np.float32)
 SAMPLE = (SMALL.tokens, SMALL.width)
 INPUT, OUTPUT = TensorSpec("x", FLOAT, SAMPLE), TensorSpec("y", FLOAT, (CLASSES,))
@@ -129,6 +137,34 @@ def test_lanes_are_measured(plan: bytes) -> None:
         assert curve.sizes == SIZES
         for lane in range(made.lanes):
             assert_close(run_batch(made, {"x": rows}, lane=lane).outputs["y"], reference(rows))
+    finally:
+        made.close()
+
+
+def test_convolutions_are_right_in_every_lane_and_size() -> None:
+    """The bundled residual CNN, its lanes prepared together, against ONNX Runtime.
+
+    Of a first lane whose graphs were captured before the others had run, TensorRT-RTX made rubbish.
+    """
+    from edged.runners.onnx import FloatGraph
+    from edged.runners.tensorrt import TensorRTRunner
+
+    model = (ROOT / "engines" / "digits" / "model.onnx").read_bytes()
+    rows = np.random.default_rng(3).uniform(0, 1, (32, 1, 8, 8)).astype(np.float32)
+    wanted = FloatGraph(model).run({"image": rows})["logits"]
+    made = TensorRTRunner(
+        onnx_plan(model, {"image": (1, 8, 8)}, 32),
+        [TensorSpec("image", FLOAT, (1, 8, 8))],
+        [TensorSpec("logits", FLOAT, (10,))],
+        32,
+        lanes=3,
+    )
+    try:
+        made.prepare()
+        for lane in range(3):
+            for size in (32, 1, 2, 4, 8, 16, 7, 3, 32, 5, 1):
+                found = run_batch(made, {"image": rows[:size]}, lane=lane).outputs["logits"]
+                assert_close(found, wanted[:size])
     finally:
         made.close()
 
