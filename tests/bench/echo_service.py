@@ -1,17 +1,20 @@
 """The daemon's request path around an echo in the place of an engine, for tests/bench/link.py.
 
-``python -m tests.bench.echo_service PORT`` serves model ``echo`` of device ``bench`` through the
-broker on that loopback port. It prints a line when it is connected, and for each line on its
-standard input the CPU seconds that it has used so far.
+``python -m tests.bench.echo_service PORT [leak]`` serves model ``echo`` of device ``bench`` through
+the broker on that loopback port. It prints a line when it is connected, and for each line on its
+standard input the CPU seconds that it has used so far. With ``leak`` it keeps 1 KiB of each answer:
+a check of memory has to notice (tests/bench/soak.py).
 """
 
 from __future__ import annotations
 
 import gc
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from edged.daemon import SWITCH_INTERVAL_S
@@ -21,13 +24,14 @@ from edged.protocol import Topics
 from edged.recipe import InputSpec, OutputSpec
 from edged.serve.admit import Admission
 from edged.serve.batch import WaitingRoom
+from edged.serve.crash_journal import CrashJournal, open_journal
 from edged.serve.decode import Decoder
 from edged.serve.gpu import Device, DevicePorts, Served
 from edged.serve.link_handlers import LinkHandlers
 from edged.serve.mqtt import BrokerLink
 from edged.serve.pipeline import Pipeline
 from edged.serve.pipeline_ports import Sender, Watchers
-from edged.serve.request import ReplyFormat
+from edged.serve.request import Outcome, ReplyFormat
 from edged.serve.timer import BatchTimer
 from edged.settings import BrokerSettings
 from tests.bench.echo_runner import EchoRunner
@@ -46,9 +50,15 @@ class EchoModel:
     freshness: Literal["all", "latest"] = "all"
 
 
-def service(port: int) -> BrokerLink:
+def service(port: int, journal: CrashJournal, *, leak: bool = False) -> BrokerLink:
     """Everything that `edged.daemon` wires around a model, started."""
     metrics = Metrics()
+    leaked: list[bytes] = []
+
+    def answered(_outcome: Outcome, _status: int) -> None:
+        if leak:
+            leaked.append(bytes(1024))
+
     runner = EchoRunner(ENTRIES)
     curve = LatencyCurve((1, runner.max_batch), (0.0001, 0.0002))
     room = WaitingRoom({"echo": BatchTimer(curve, runner.max_batch)}, Admission(65536).refusal)
@@ -57,8 +67,9 @@ def service(port: int) -> BrokerLink:
         {"echo": ReplyFormat("bench")},
         room,
         metrics,
-        Watchers(lambda _outcome, _status: None, lambda _change: None),
+        Watchers(answered, lambda _change: None),
         dead_topic=TOPICS.dead,
+        journal=journal,
     )
     ports = DevicePorts(
         take=room.take,
@@ -70,6 +81,8 @@ def service(port: int) -> BrokerLink:
         put_back=room.put_back,
         failed=_unexpected,
         renew=_unexpected,
+        began=journal.began,
+        ended=journal.ended,
     )
     device = Device("echo", {"echo": Served(runner, EchoModel.input)}, ports)
     room.add_device(device.name, device.lanes)
@@ -100,8 +113,10 @@ def _unexpected(*about: Any) -> None:
 def main() -> None:
     """Serves until the input ends."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    link = service(int(sys.argv[1]))
-    link.connected.wait(30)
+    with tempfile.TemporaryDirectory(prefix="echo-") as folder:
+        journal = open_journal(Path(folder) / "crash.journal", time.time())
+        link = service(int(sys.argv[1]), journal, leak="leak" in sys.argv)
+        link.connected.wait(30)
     gc.collect()
     gc.freeze()
     sys.stdout.write("listening\n")
