@@ -222,7 +222,8 @@ class Service:
         while not self._signals.stops:
             if fatal := self._fatal():
                 return fatal
-            stuck = self._pipeline.stuck(time.monotonic(), self._settings.serve.stuck_s) or ""
+            now, limit = time.monotonic(), self._settings.serve.stuck_s
+            stuck = self._link.stuck(now, limit) or self._pipeline.stuck(now, limit) or ""
             if stuck and stuck != said:
                 log.error("not feeding the watchdog: %s", stuck)
             said = stuck

@@ -97,6 +97,7 @@ class BrokerLink:
         self.subscriptions = Subscriptions(subscriptions, self._out, metrics)
         self.publish = self._out.publish
         self.acknowledge = self._out.acknowledge
+        self._busy_since = 0.0
         self._stop = threading.Event()
         self._farewell = 0
         self._farewell_taken = threading.Event()
@@ -126,6 +127,13 @@ class BrokerLink:
     def alive(self) -> bool:
         """Whether the network thread lives; being connected is no evidence of that."""
         return self._thread.is_alive()
+
+    def stuck(self, now: float, stuck_s: float) -> str | None:
+        """Why the watchdog should not be fed: the network thread waits for nobody in its turn."""
+        since = self._busy_since
+        if since and now - since > stuck_s:
+            return f"thread {self._thread.name} has made no progress for {now - since:.0f} s"
+        return None
 
     def wake(self) -> None:
         """Has the network thread run ``turn``; from any thread."""
@@ -166,6 +174,7 @@ class BrokerLink:
                 log.exception("the network loop failed; connecting anew")
                 reason = type(err).__name__
             self._disconnected(reason)
+            self._busy_since = 0.0
             if not self._stop.is_set():
                 chance = random.random()  # noqa: S311  # jitter, not a secret
                 self._pause(self._backoff.pause_s(time.monotonic(), chance))
@@ -175,8 +184,10 @@ class BrokerLink:
         until = time.monotonic() + seconds
         while not self._stop.is_set() and (left := until - time.monotonic()) > 0:
             self._wake.wait(left)
+            self._busy_since = time.monotonic()
             with self._out.lock:
                 self._guarded(self._handlers.turn)
+            self._busy_since = 0.0
 
     def _connect(self) -> Connection:
         settings = self._settings
@@ -199,9 +210,10 @@ class BrokerLink:
         """Reads, writes and keeps alive until the connection ends; returns why it did."""
         until = time.monotonic() + self._settings.connect_timeout_s
         while True:
+            self._busy_since = 0.0
             readable = connection.wait(LOOP_S)
+            self._busy_since = now = time.monotonic()
             with self._out.lock:
-                now = time.monotonic()
                 if readable:
                     self._keep_alive.received(now)
                     for first, body in connection.packets():
@@ -316,6 +328,11 @@ class BrokerLink:
             message = codec.decode_publish(first, body, self._version)
         except BrokerProtocolError as err:
             message = self._given_up(first, body, err)
+        except Exception:
+            self._metrics.count("callback_failures_total")
+            log.exception("a message of the broker could not be read")
+            fault = BrokerProtocolError("it met a fault of ours", reason_codes.FAILURE)
+            message = self._given_up(first, body, fault)
         order = self._order + 1 if message.qos else 0
         mark = fingerprint(message) if message.qos else 0
         payload = message.payload

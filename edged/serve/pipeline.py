@@ -283,7 +283,6 @@ class Pipeline:
         if self._sender is None or not (self._inbox or self._room.call_due):
             return
         with self._turning:  # of one thread's, but for the last turn of `stop`
-            self._busy_since["mqtt-net"] = time.monotonic()
             self._turner = get_ident()
             try:
                 self._answer_all()
@@ -300,7 +299,6 @@ class Pipeline:
                 self._slots.release(self._owed)
                 self._owed = 0
             self._let_in()
-            self._busy_since.pop("mqtt-net", None)
 
     def settled(self) -> None:
         """Wakes the devices' threads, once for all of a turn."""

@@ -2,11 +2,11 @@
 
     python -m tests.bench.soak [--requests 1000000] [--leak] RESULT.json
 
-The daemon's request path around an echo (tests/bench/echo_service.py), a real mosquitto, QoS 1 with
-correlation data both ways, 1 KB. The resident memory is read after each turn of two seconds; from a
-tenth of the requests on, when caches are full, it may grow by 5 % at most, and neither threads nor
-descriptors may be more. With ``--leak`` the service keeps 1 KiB of each answer, and the check has to
-fail: that shows that it can.
+The daemon's request path around an echo (tests/bench/echo_service.py), a real mosquitto, QoS 1
+with correlation data both ways, 1 KB. The resident memory is read after each turn of two seconds;
+from a tenth of the requests on, when caches are full, it may grow by 5 % at most, and neither
+threads nor descriptors may be more. With ``--leak`` the service keeps 1 KiB of each answer, and the
+check has to fail: that shows that it can.
 """
 
 from __future__ import annotations

@@ -29,6 +29,8 @@ class Heard:
         self.delivered: list[int] = []
         self.changes: list[tuple[float, LinkUp | LinkDown]] = []
         self.fail = False
+        self.hold = threading.Event()
+        self.hold.set()
         self._changed = threading.Condition()
 
     def handlers(self) -> LinkHandlers:
@@ -37,6 +39,7 @@ class Heard:
 
     def arrived(self, arrival: Arrival) -> bool:
         """Keeps it, or fails if it was told to."""
+        self.hold.wait(WAIT_S)
         if self.fail:
             raise RuntimeError("a fault in a handler")
         return self._keep(self.arrivals.append, arrival)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from types import TracebackType
 from typing import final
@@ -40,6 +41,19 @@ class Peer:
     def send(self, first: int, body: bytes = b"") -> None:
         """Sends a packet."""
         self._socket.sendall(packet(first, body))
+
+    def send_raw(self, data: bytes) -> None:
+        """Sends bytes, whatever they are."""
+        with contextlib.suppress(OSError):  # the client may have had enough already
+            self._socket.sendall(data)
+
+    def finish(self) -> None:
+        """Sends no more, and waits until the client closes too."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+            while self._socket.recv(4096):
+                pass
+        self._socket.close()
 
     def accept_client(self, answer: bytes = ACCEPTED) -> None:
         """Reads its CONNECT and answers."""
