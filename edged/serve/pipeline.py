@@ -62,6 +62,8 @@ SLOTS = 256
 NON_FINITE = "the engine's answer holds NaN or infinity; look at the values that were sent"
 BACKLOG = 1024
 """Replies that may wait for the broker before intake and devices are held back."""
+LET_IN = 256
+"""Arrivals that waited go on in one turn, at most."""
 Item: TypeAlias = Outcome | Done | Unanswerable | Rejected | LinkUp | LinkDown | int
 """What has ended; an int is the packet identifier of a delivery."""
 
@@ -208,9 +210,8 @@ class Pipeline:
             return True
         if self._suspects.waiting >= ARRIVALS and not arrival.receipt.qos:
             return self._not_taken("arrivals_full")
-        if not self._suspects.arrived(arrival):
-            self._let_in()
-        elif not self._take(arrival):
+        # What has to wait goes on in a turn.
+        if self._suspects.arrived(arrival) and not self._take(arrival):
             self._suspects.ended(arrival.receipt)
             self._publisher.not_taken(arrival.receipt)
             return self._not_taken("arrivals_full")
@@ -221,11 +222,14 @@ class Pipeline:
         return self._intake.take(arrival, at_once=self._sender is not None and not held_back)
 
     def _let_in(self) -> None:
-        """What waited for suspects to be tried."""
-        while (arrival := self._suspects.next()) is not None:
+        """What waited for suspects to be tried, so many in a turn that replies are not held up."""
+        for _ in range(LET_IN):
+            if (arrival := self._suspects.next()) is None:
+                return
             if not self._take(arrival):
                 self._suspects.back(arrival)
                 return
+        self._wake()
 
     def _not_taken(self, reason: str) -> bool:
         self._tally.dropped(reason)
@@ -344,6 +348,7 @@ class Pipeline:
                 self._answer(outcome)
 
     def _answer(self, outcome: Outcome) -> None:
+        self._suspects.ended(outcome.receipt)
         self._publisher.reply(outcome, self._encode(outcome))
 
     def _encode(self, outcome: Outcome) -> Reply | None:
@@ -379,7 +384,6 @@ class Pipeline:
         return False
 
     def _ended(self, outcome: Outcome, sent: bool) -> None:  # noqa: FBT001  # a plain fact
-        self._suspects.ended(outcome.receipt)
         self._tally.ended(outcome, sent=sent)
         self._count_end()
 

@@ -73,7 +73,7 @@ class Suspects:
         self._waiting.appendleft(arrival)
 
     def ended(self, receipt: Receipt) -> None:
-        """A request that was let in has ended."""
+        """A request that was let in has been run, or refused; its reply is on no device."""
         if not self._deaths:
             return
         self._inside -= 1

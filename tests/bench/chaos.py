@@ -40,7 +40,7 @@ LONGEST_S = 2.0
 BETWEEN = 200
 """Answers that show that the service is back."""
 WAIT_S = 60.0
-QUIET_S = 8.0
+QUIET_S = 20.0
 """When nothing has come for so long, what is unanswered is lost."""
 BROKER_LINES = ["max_inflight_messages 200", "max_queued_messages 0"]
 SAVING = ["autosave_interval 200"]
