@@ -132,7 +132,7 @@ def test_a_publish_is_read_by_paho_as_we_wrote_it(
 @settings(max_examples=40, deadline=None)
 def test_a_subscribe_has_paho_s_options(filters: list[str], mid: int) -> None:
     """Each filter is followed by the byte that paho writes for QoS 1."""
-    option = bytes(SubscribeOptions(qos=1).pack())
+    option = bytes(SubscribeOptions(qos=1).pack())  # type: ignore[no-untyped-call]  # paho
     body = struct.pack("!H", mid) + b"\x00"
     body += b"".join(struct.pack("!H", len(f.encode())) + f.encode() + option for f in filters)
     packet = control.encode_subscribe(mid, filters)
