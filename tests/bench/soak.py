@@ -34,7 +34,7 @@ BROKER = ["max_inflight_messages 200", "max_queued_messages 0"]
 
 def watch(port: int, process: psutil.Process, requests: int) -> list[dict[str, Any]]:
     """Sends so many requests; what the service takes after each turn."""
-    requester = Requester(port, TOPICS, "echo", ENTRIES)
+    requester = Requester(port, TOPICS, "echo", (ENTRIES,))
     seen: list[dict[str, Any]] = []
     count, begun = 0, time.monotonic()
     while count < requests:
