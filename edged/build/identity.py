@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edged.build.dataset import Dataset
-from edged.build.plan import profile_of
+from edged.build.plan import profiles_of
 from edged.build.precision import Ladder
 from edged.build.ranges import Sources
 from edged.recipe import Recipe
@@ -100,11 +100,13 @@ def engine_options(recipe: Recipe, ladders: Sequence[Ladder]) -> dict[str, Any]:
         ladders: variants in the order in which they are tried.
     """
     engine = recipe.engine
-    profile = profile_of(recipe.input, engine.max_batch, engine.opt_batch)
+    profiles = profiles_of(recipe.input, engine.max_batch, engine.opt_batch)
     return {
         "variants": [[asdict(variant) for variant in ladder] for ladder in ladders],
         "aux_streams": recipe.engine.aux_streams,
-        "profile": {name: asdict(shape) for name, shape in profile.items()},
+        "profiles": [
+            {name: asdict(shape) for name, shape in profile.items()} for profile in profiles
+        ],
     }
 
 

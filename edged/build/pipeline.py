@@ -28,7 +28,8 @@ from edged.build.memory import available_bytes, child_memory_bytes
 from edged.build.plan_process import BuildLimits
 from edged.build.precision import Found, Ladder, Variant, attempt_all, ladders
 from edged.build.stages import STAGES, Stages
-from edged.build.target import Target, choose_target, onnx_target
+from edged.build.target import Target, choose_target
+from edged.device import dla_core
 from edged.engine_store import BUILT, Engine, EngineStore, Verdict
 from edged.errors import BuildError, BuildStoppedError, EngineRefusedError
 from edged.recipe import WantedPrecision
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from edged.build.candidates import Candidate, Workshop
 
 
-_NO_LENGTHS = "inputs of variable length ([input.length]) are not built for TensorRT yet"
+_NO_LENGTHS = "a DLA runs one shape only, and inputs are of variable length ([input.length])"
 _SHORTER_ROUNDS = 3  # nothing is decided by these times
 
 
@@ -92,12 +93,9 @@ def build_model(
     """
     build = open_build(name, engines, calib, progress, precision)
     limits = limits or BuildLimits(memory_bytes=child_memory_bytes(available_bytes()))
-    if not build.recipe.buckets or runner == "onnx":
-        target = choose_target(runner, device, limits)
-    elif runner == "auto":
-        target = onnx_target(f"for ONNX Runtime, since {_NO_LENGTHS}")
-    else:
-        raise BuildError(f"model {name!r}: {_NO_LENGTHS}; build it for ONNX Runtime")
+    if build.recipe.buckets and runner != "onnx" and dla_core(device) is not None:
+        raise BuildError(f"model {name!r}: {_NO_LENGTHS}; build it for cuda:0")
+    target = choose_target(runner, device, limits)
     return build_for(target, build, EngineStore(engines), force=force)
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from edged.errors import BuildError
 from edged.recipe import InputSpec, Precision
+from edged.runners import input_specs
 
 
 @dataclass(frozen=True)
@@ -137,13 +138,16 @@ def _how(name: str, layers: Sequence[PlanLayer]) -> str:
     )
 
 
-def profile_of(
+def profiles_of(
     inputs: Sequence[InputSpec], max_batch: int, opt_batch: int | None = None
-) -> dict[str, ProfileShape]:
-    """One optimization profile: batches from 1 to max_batch.
+) -> tuple[dict[str, ProfileShape], ...]:
+    """Optimization profiles: batches from 1 to max_batch, one profile for each padded length.
+
+    Samples only ever run at a padded length, so a profile has that one length; a range of lengths
+    would make the builder take kernels that fit all of them.
 
     Args:
-        inputs: the recipe's.
+        inputs: the recipe's; of variable length with their masks.
         max_batch: the largest batch.
         opt_batch: what it is tuned for; None: the middle.
 
@@ -151,13 +155,18 @@ def profile_of(
         BuildError: not 1 <= opt_batch <= max_batch.
     """
     optimum = opt_batch or (max_batch + 1) // 2
-    shapes = {
-        spec.name: ProfileShape(*((size, *spec.model_shape) for size in (1, optimum, max_batch)))
-        for spec in inputs
-    }
-    for name, shape in shapes.items():
-        check_profile(name, shape)
-    return shapes
+    lengths = next((spec.buckets for spec in inputs if spec.length is not None), (0,))
+    profiles = tuple(
+        {
+            spec.name: ProfileShape(*((size, *spec.shape) for size in (1, optimum, max_batch)))
+            for spec in input_specs(inputs, length)
+        }
+        for length in lengths
+    )
+    for shapes in profiles:
+        for name, shape in shapes.items():
+            check_profile(name, shape)
+    return profiles
 
 
 def for_dla(job: PlanJob, core: int) -> PlanJob:

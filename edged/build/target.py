@@ -9,7 +9,7 @@ from typing import Literal
 
 from edged.build.identity import sha256
 from edged.build.memory import available_bytes, workspace_bytes
-from edged.build.plan import PlanJob, PlanLayer, TypedGraphs, for_dla, profile_of
+from edged.build.plan import PlanJob, PlanLayer, TypedGraphs, for_dla, profiles_of
 from edged.build.plan_process import BuildLimits, PlanRequest, build_plan
 from edged.build.precision import Variant
 from edged.device import dla_core, read_device
@@ -209,7 +209,7 @@ def plan_job(recipe: Recipe, variant: Variant) -> PlanJob:
     return PlanJob(
         precision=variant.precision,
         fp16_rest=variant.fp16_rest,
-        profiles=(profile_of(recipe.input, recipe.engine.max_batch, recipe.engine.opt_batch),),
+        profiles=profiles_of(recipe.input, recipe.engine.max_batch, recipe.engine.opt_batch),
         aux_streams=recipe.engine.aux_streams,
         workspace_bytes=workspace_bytes(recipe.engine.workspace_mib, read_device(), available),
     )

@@ -229,14 +229,13 @@ def at_length(
         length: what samples are padded to.
 
     Raises:
-        EngineRefusedError: this runtime cannot; a TensorRT engine would need an optimization
-            profile for each length, which the builder does not make yet.
+        EngineRefusedError: the engine was not built for that length, or its runner knows one only.
     """
     make = getattr(runner, "at_length", None)
     if make is None:
         raise EngineRefusedError(
-            "the engine has inputs of variable length, which only ONNX Runtime serves so far; give "
-            "them one length in the recipe, or build it for ONNX Runtime"
+            "the engine has inputs of variable length, and its runner serves one length only; give "
+            "them one length in the recipe, and build it again"
         )
     made: Runner = make(input_specs(inputs, length), output_specs(outputs, length))
     return made

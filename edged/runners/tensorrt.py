@@ -67,8 +67,8 @@ class TensorRTRunner:
     """A TensorRT engine on one device. Implements `edged.runners.Runner`.
 
     Args:
-        plan: the serialized engine.
-        inputs: as the manifest has them.
+        plan: the serialized engine, or one that is shared with another runner.
+        inputs: as the manifest has them; of variable length, at one padded length.
         outputs: as the manifest has them.
         max_batch: most samples in one batch.
         device: ``cuda:N`` or ``dla:N``.
@@ -86,7 +86,7 @@ class TensorRTRunner:
 
     def __init__(
         self,
-        plan: bytes,
+        plan: bytes | TensorRTEngine,
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
         max_batch: int,
@@ -110,8 +110,12 @@ class TensorRTRunner:
         self._cuda.use()
         self._trt = import_tensorrt()
         specs = (self.inputs, self.outputs)
-        self._engine = TensorRTEngine(self._trt, plan, specs, cache, dla_core(device))
-        self._profiles = {size: self._engine.profile_for(size) for size in self.sizes}
+        self._engine = (
+            TensorRTEngine(self._trt, plan, specs, cache, dla_core(device))
+            if isinstance(plan, bytes)
+            else plan
+        )
+        self._profiles = {size: self._engine.profile_for(size, self.inputs) for size in self.sizes}
         if memory == "auto":
             memory = "measure" if self._cuda.facts.integrated else "copy"
         self.memory = memory
@@ -159,6 +163,24 @@ class TensorRTRunner:
     def padded(self, samples: int) -> int:
         """The batch size at which so many samples run."""
         return self.sizes[bisect_left(self.sizes, samples)]
+
+    def at_length(
+        self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    ) -> TensorRTRunner:
+        """A runner of the same engine for samples of another length; it has lanes of its own.
+
+        Raises:
+            EngineRefusedError: no optimization profile covers that length, or out of memory.
+        """
+        self._engine.check(inputs, outputs)
+        for size in self.sizes:
+            self._engine.profile_for(size, inputs)
+        lanes = None if self._measure_lanes else self.lanes
+        shared, memory = self._engine.shared(), self.memory
+        return TensorRTRunner(
+            shared, inputs, outputs, self.max_batch,
+            device=self.device, sizes=self.sizes, lanes=lanes, memory=memory,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Waits for what was submitted, then gives everything back."""

@@ -84,7 +84,8 @@ class TensorRTEngine:
                 f"{trt.__name__} {trt.__version__} refuses the engine file: {self.said()}; "
                 "build it again on this device"
             )
-        self._check(*specs)
+        self.check(*specs)
+        self._users = 1
         self._cache_file = cache
         self._config, self._cache = self._make_config()
 
@@ -92,7 +93,17 @@ class TensorRTEngine:
         """The last errors that TensorRT logged."""
         return "; ".join(self._logger.errors[-3:]) or "it gave no reason"
 
-    def _check(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    def shared(self) -> TensorRTEngine:
+        """The same engine for one runner more; each closes it once."""
+        self._users += 1
+        return self
+
+    def check(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+        """Whether it has these tensors; an axis of variable length fits any length.
+
+        Raises:
+            EngineRefusedError: it has others.
+        """
         engine, modes = self._engine, self._trt.TensorIOMode
         names = [engine.get_tensor_name(n) for n in range(engine.num_io_tensors)]
         for mode, specs in ((modes.INPUT, inputs), (modes.OUTPUT, outputs)):
@@ -106,34 +117,40 @@ class TensorRTEngine:
         for spec in (*inputs, *outputs):
             dtype = np.dtype(self._trt.nptype(engine.get_tensor_dtype(spec.name)))
             shape = tuple(engine.get_tensor_shape(spec.name))[1:]
-            if dtype != spec.dtype or shape != spec.shape:
+            if dtype != spec.dtype or not _fits(shape, spec.shape):
                 raise EngineRefusedError(
                     f"tensor {spec.name!r} of the engine is {dtype} {list(shape)}, its manifest "
                     f"says {spec.dtype} {list(spec.shape)}; build it again"
                 )
 
-    def profile_for(self, size: int) -> int:
-        """The optimization profile that covers a batch size, the one tuned nearest to it.
+    def profile_for(self, size: int, inputs: Sequence[TensorSpec]) -> int:
+        """The optimization profile that covers a batch, the one tuned nearest to its size.
+
+        Args:
+            size: of the batch.
+            inputs: with the shape of a sample.
 
         Raises:
             EngineRefusedError: none covers it.
         """
-        name = next(
-            self._engine.get_tensor_name(n)
-            for n in range(self._engine.num_io_tensors)
-            if self._engine.get_tensor_mode(self._engine.get_tensor_name(n))
-            == self._trt.TensorIOMode.INPUT
-        )
         fitting = []
         for profile in range(self._engine.num_optimization_profiles):
-            low, best, high = self._engine.get_tensor_profile_shape(name, profile)
-            if low[0] <= size <= high[0]:
-                fitting.append((abs(best[0] - size), profile))
+            tuned = [self._tuned_for(spec, size, profile) for spec in inputs]
+            if None not in tuned:
+                fitting.append((abs((tuned[0] or size) - size), profile))
         if not fitting:
+            shapes = {spec.name: [size, *spec.shape] for spec in inputs}
             raise EngineRefusedError(
-                f"no optimization profile of the engine covers batch size {size}; build it again"
+                f"no optimization profile of the engine covers {shapes}; build it again"
             )
         return min(fitting)[1]
+
+    def _tuned_for(self, spec: TensorSpec, size: int, profile: int) -> int | None:
+        """Batch size that a profile is tuned for; None: it does not cover this one."""
+        low, best, high = self._engine.get_tensor_profile_shape(spec.name, profile)
+        wanted = (size, *spec.shape)
+        covered = all(a <= n <= b for a, n, b in zip(low, wanted, high, strict=True))
+        return int(best[0]) if covered else None
 
     def context(self, profile: int, stream: int) -> Any:
         """A new execution context set to a profile.
@@ -184,8 +201,18 @@ class TensorRTEngine:
             log.info("the runtime cache is not kept: %s", err.strerror)
 
     def close(self) -> None:
-        """Gives the engine back."""
+        """Gives the engine back once all of its runners are closed."""
+        self._users -= 1
+        if self._users:
+            return
         self._cache = self._config = self._engine = self._runtime = None
+
+
+def _fits(built: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Whether an engine's shape, -1 where it is variable, is that of a sample."""
+    return len(built) == len(wanted) and all(
+        axis in {-1, entry} for axis, entry in zip(built, wanted, strict=True)
+    )
 
 
 def _make_logger(trt: ModuleType) -> Any:

@@ -178,13 +178,12 @@ def test_a_fixed_axis_is_refused(tmp_path: Path) -> None:
         folders.build()
 
 
-def test_a_build_for_tensorrt_says_that_it_cannot(tmp_path: Path) -> None:
-    """Before anything is built, whatever is installed here."""
+def test_a_build_for_a_dla_says_that_it_cannot(tmp_path: Path) -> None:
+    """Before anything is built, whatever is installed here: a DLA runs one shape."""
     variable(tmp_path)
-    with pytest.raises(BuildError, match="not built for TensorRT yet"):
-        build_model(
-            "toy", engines=tmp_path / "engines", calib=tmp_path / "calib", runner="tensorrt"
-        )
+    engines, calib = tmp_path / "engines", tmp_path / "calib"
+    with pytest.raises(BuildError, match="a DLA runs one shape only"):
+        build_model("toy", engines=engines, calib=calib, runner="tensorrt", device="dla:0")
 
 
 def ask(name: str, sample: Floats) -> Ask:

@@ -29,6 +29,7 @@ from edged.runners import Runner, input_specs, output_specs
 from edged.runners.onnx import OnnxRunner
 from tests.doubles import onnx_models
 from tests.doubles.build_folders import BuildFolders, toy
+from tests.doubles.variable_folders import BUCKETS, MOST, variable
 
 INT8_FORMS = ("INT8 with an FP16 rest", "INT8 with an FP16 rest and FP32 sums", "INT8")
 FINGERPRINT = {"runner": "tensorrt", "runtime": "tensorrt_rtx 1.7", "gpu": "none"}
@@ -110,6 +111,18 @@ def test_int8_plan_is_built_and_installed(tmp_path: Path) -> None:
     shares = [share for _, share in told]
     assert shares == sorted(shares)
     assert any("INT8 with an FP16 rest: Optimizing" in sentence for sentence, _ in told)
+
+
+def test_variable_length_is_built_with_a_profile_for_each_length(tmp_path: Path) -> None:
+    """One plan for all lengths, verified and timed at each; nothing to do a second time."""
+    folders, target = variable(tmp_path), PlanTarget()
+    manifest = build(folders, target).engine.manifest
+
+    assert (manifest.runner, manifest.precision) == ("tensorrt", "int8")
+    assert "middle" in manifest.quantized
+    assert all(manifest.verdict.metrics[f"sqnr_db@{length}"] > 20 for length in (*BUCKETS, MOST))
+    assert set(manifest.shorter_latency_ms) == {str(length) for length in BUCKETS}
+    assert not build(folders, target).changed
 
 
 def test_second_build_does_nothing(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from edged.build.plan import (
     fallen_back,
     for_dla,
     layers_from_inspector,
-    profile_of,
+    profiles_of,
 )
 from edged.errors import BuildError
 from edged.recipe import InputSpec
@@ -101,7 +101,7 @@ def test_nothing_fell_back_where_nothing_is_known() -> None:
 def test_profile_is_refused_before_the_build() -> None:
     """An optimum above the largest batch."""
     inputs = [InputSpec(name="x", datatype="FP32", shape=(4,))]
-    assert profile_of(inputs, 8)["x"].optimum == (4, 4)
-    assert profile_of(inputs, 8, 8)["x"].optimum == (8, 4)
+    assert profiles_of(inputs, 8)[0]["x"].optimum == (4, 4)
+    assert profiles_of(inputs, 8, 8)[0]["x"].optimum == (8, 4)
     with pytest.raises(BuildError, match="must have 1 <= minimum <= optimum <= maximum"):
-        profile_of(inputs, 8, 9)
+        profiles_of(inputs, 8, 9)

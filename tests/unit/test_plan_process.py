@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edged.build.plan import PlanJob, TypedGraphs, profile_of
+from edged.build.plan import PlanJob, TypedGraphs, profiles_of
 from edged.build.plan_process import (
     PlanRequest,
     build_plan,
@@ -94,11 +94,29 @@ def test_peak_memory_of_a_process() -> None:
 def test_profile_spans_all_batches() -> None:
     """From one sample to max_batch, as the model takes them, tuned for the middle."""
     spec = InputSpec(name="x", datatype="UINT8", shape=(8, 6, 3), scale=(1.0,), transpose=(2, 0, 1))
-    shape = profile_of([spec], 32)["x"]
+    shape = profiles_of([spec], 32)[0]["x"]
     assert (shape.minimum, shape.optimum, shape.maximum) == (
         (1, 3, 8, 6), (16, 3, 8, 6), (32, 3, 8, 6),
     )  # fmt: skip
-    assert profile_of([spec], 1)["x"].optimum == (1, 3, 8, 6)
+    assert profiles_of([spec], 1)[0]["x"].optimum == (1, 3, 8, 6)
+
+
+def test_each_padded_length_has_a_profile_of_its_own() -> None:
+    """The mask among its inputs; an axis that is not the length stays as it is."""
+    spec = InputSpec.model_validate(
+        {
+            "name": "x",
+            "datatype": "FP32",
+            "shape": (12, 8),
+            "length": {"buckets": [4, 8], "mask": "mask"},
+        }
+    )
+
+    profiles = profiles_of([spec], 4)
+
+    assert [shapes["x"].maximum for shapes in profiles] == [(4, 4, 8), (4, 8, 8), (4, 12, 8)]
+    assert [shapes["x"].minimum for shapes in profiles] == [(1, 4, 8), (1, 8, 8), (1, 12, 8)]
+    assert [shapes["mask"].optimum for shapes in profiles] == [(2, 4), (2, 8), (2, 12)]
 
 
 def test_share_follows_the_phases() -> None:
