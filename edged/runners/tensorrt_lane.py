@@ -64,9 +64,12 @@ class Lane:
             for group in specs
         )
         self._contexts: dict[int, Any] = {}
+        size = engine.scratch_bytes
+        self._scratch = device.memory(size) if size else None
+        scratch = (int(self._scratch) if self._scratch is not None else 0, size)
         with device.current():
             for profile in sorted(set(profiles.values())):
-                context = engine.context(profile, self._stream.handle)
+                context = engine.context(profile, self._stream.handle, scratch)
                 for name, buffer in {**self.inputs, **self.outputs}.items():
                     context.set_tensor_address(name, buffer.address)
                 self._contexts[profile] = context
@@ -197,6 +200,7 @@ class Lane:
             graph.close()
         self._graphs.clear()
         self._contexts.clear()
+        self._scratch = None
         self.done.close()
 
 
