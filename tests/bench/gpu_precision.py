@@ -3,7 +3,7 @@
     python -m tests.bench.gpu_precision RESULT.json [--network large] [--seconds 480]
 
 The large network is eight MLP blocks 768 -> 3072 -> 768 on 196 tokens, the products of half a
-ViT-B/16; the huge one is twelve of 1024 -> 4096 -> 1024, and ``vit`` six of these behind the
+ViT-B/16; the huge one is twelve of 1024 -> 4096 -> 1024, and ``vit`` four of these behind the
 bytes of 224 x 224 pixels, as a camera's image arrives. First the build makes all precisions, times
 them in turn and chooses, as it does for a user, with its gates opened, since random weights have no
 accuracy to keep. Then its choice, FP32 and, while there is time, the other precisions are measured
