@@ -56,7 +56,7 @@ MEDIUM = Network("medium", tokens=49, width=256, hidden=1024, blocks=4)
 LARGE = Network("large", tokens=196, width=768, hidden=3072, blocks=8)
 HUGE = Network("huge", tokens=196, width=1024, hidden=4096, blocks=12)
 VIT = Network("vit", tokens=784, width=1024, hidden=4096, blocks=4, pixels=192)
-"""Behind 224 x 224 pixels in patches of 8 x 8 x 3, as an image arrives: most to compute of a byte."""
+"""Behind 224 x 224 pixels in patches of 8 x 8 x 3, as an image arrives: much to compute a byte."""
 DEEP = Network("deep", tokens=8, width=256, hidden=256, blocks=400)
 """Setup costs more than samples, as on a small GPU, and requests are small enough to be sent."""
 NETWORKS = {each.name: each for each in (SMALL, MEDIUM, LARGE, HUGE, VIT)}
