@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -12,7 +14,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from edged.errors import EngineError
+from edged.errors import ConfigError, EngineError
 from edged.integration_settings import TracingSettings
 from edged.metrics import Metrics
 from edged.tracing import Tracing
@@ -173,3 +175,27 @@ def test_what_is_not_taken_is_counted_and_later_ones_go_on() -> None:
     tracing.stop(10)
     assert metrics.value("traces_dropped_total", "failed") == 2
     assert metrics.value("traces_exported_total") == 1
+
+
+def test_switched_off_it_is_not_imported() -> None:
+    """A daemon with default settings loads nothing of OpenTelemetry, and notes nothing."""
+    program = """
+import sys
+import edged.daemon
+from edged.metrics import Metrics
+from edged.observers import Observers
+from edged.protocol import Topics
+from edged.settings import Settings
+observers = Observers(Settings(), Topics("edged/v1", "d"), Metrics())
+observers.start()
+print(any(name.startswith("opentelemetry") for name in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert done.stdout.strip() == b"False"
+
+
+def test_without_the_package_the_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switched on without the extra: an error of the settings that names it."""
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
+    with pytest.raises(ConfigError, match=r"edged\[otel\]"):
+        Tracing(TracingSettings(enabled=True), "dev", Metrics())
