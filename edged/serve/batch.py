@@ -264,8 +264,8 @@ class WaitingRoom:
         return queue
 
     def _refused(self, request: Request, queue: ModelQueue, now: float) -> EdgedError | None:
-        waiting = sum(q.samples for of, q in self._queues.items() if model_of(of) == request.model)
-        limits = {"waiting": waiting - queue.replaceable(request), "draining": self._all.draining}
+        waiting = self._all.waiting_for(request) - queue.replaceable(request)
+        limits = {"waiting": waiting, "draining": self._all.draining}
         rule = partial(self._refusal, request, now, **limits)
         return refusal(rule, self._all.able(request.queue), request, queue, now)
 
@@ -278,7 +278,7 @@ class WaitingRoom:
         for timer in self._observers.get(name) or self._timers_of(name):
             timer.arrived(now, request.samples)
         for device in self._devices.values():
-            device.arrived(now, name, queue.waiting())
+            device.arrived(now, name, queue)
 
     def put_back(self, parts: Iterable[Part]) -> None:
         """Takes samples in again whose device failed; they keep their place in the order."""
@@ -346,8 +346,8 @@ class WaitingRoom:
             if self._closed or not taker.free_for(get_ident()):
                 return None
             now = self._clock()
-            batch, alarm = None, min((q.deadline for q in self._queues.values()), default=math.inf)
-            if alarm > now:
+            batch, alarm = None, self._all.deadline()
+            if now < alarm < math.inf or self._all.waiting():
                 batch, alarm = next_batch(self._all, self._devices[device], now)
             taker.thread = get_ident() if batch is not None else 0
             if batch is None and alarm < taker.armed:

@@ -64,10 +64,11 @@ class Done:
 
     def positions(self) -> dict[str, int]:
         """What inputs of variable length add to the metrics; nothing where lengths are fixed."""
+        if not self.parts[0].request.length:  # a batch is of one queue
+            return {}
         whole = sum(part.samples * part.request.length for part in self.parts)
         data = sum(part.samples * part.request.unpadded for part in self.parts)
-        counts = {"positions_total": whole, "positions_padded_total": whole - data}
-        return counts if whole else {}
+        return {"positions_total": whole, "positions_padded_total": whole - data}
 
     def timings(self, part: Part) -> Timings:
         """Where the time of one part's request went."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from edged.serve.dispatch import UrgentTraffic
 from edged.serve.model_queue import ModelQueue
 from edged.serve.occupancy import Occupancy
-from edged.serve.request import Batch
+from edged.serve.request import Batch, Request, model_of
 from edged.serve.timer import Decision, Reason
 
 
@@ -45,6 +45,13 @@ class Situation:
     def waiting(self) -> int:
         """Samples that wait, over all queues."""
         return sum(queue.samples for queue in self.queues.values())
+
+    def waiting_for(self, request: Request) -> int:
+        """Samples that wait for the model of a request."""
+        if not request.length:
+            return self.queues[request.queue].samples
+        named = ((model_of(name), queue) for name, queue in self.queues.items())
+        return sum(queue.samples for model, queue in named if model == request.model)
 
     def reopen(self, queue: str) -> None:
         """The batch that closes next is another one."""

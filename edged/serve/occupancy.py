@@ -12,7 +12,7 @@ from edged.serve import dispatch
 from edged.serve.dispatch import Prospect, UrgentTraffic
 from edged.serve.model_queue import ModelQueue
 from edged.serve.request import Batch, Request
-from edged.serve.timer import BatchTimer, Decision, Waiting
+from edged.serve.timer import BatchTimer, Decision
 
 Refusal = Callable[..., EdgedError | None]
 """`edged.serve.admit.Admission.refusal`."""
@@ -70,13 +70,13 @@ class Occupancy:
         self._expected.popleft()
         self._busy_until = min(self._busy_until, now + sum(self._expected))
 
-    def arrived(self, now: float, queue: str, waiting: Waiting) -> None:
+    def arrived(self, now: float, name: str, queue: ModelQueue) -> None:
         """Has its closing time follow an arrival while it is busy."""
         # One model needs no order; a device with a free lane is asked in a moment anyway.
-        ordered = self.free <= 0 and len(self.timers) > 1 and queue in self.timers
-        if ordered and self.closes.get(queue, math.inf) > now:
-            decision = self.timers[queue].decide(now, waiting)
-            self.closes[queue] = now if decision.samples else decision.at
+        ordered = self.free <= 0 and len(self.timers) > 1 and name in self.timers
+        if ordered and self.closes.get(name, math.inf) > now:
+            decision = self.timers[name].decide(now, queue.waiting())
+            self.closes[name] = now if decision.samples else decision.at
 
     def drop(self, queue: str) -> None:
         """A queue is served no more; nothing of it waits or runs."""
@@ -232,6 +232,8 @@ def starts_in_s(
         queue: its queue.
         now: monotonic seconds.
     """
+    if queue.samples < queue.cap and any(device.free == device.lanes for device in devices):
+        return 0.0  # it goes with the next batch, on an idle device
     prospects = [device.prospect(now, request.queue) for device in devices]
     replaced = queue.replaceable(request)
     starts_s = dispatch.starts_in_s((queue.samples - replaced) // queue.cap, prospects)
