@@ -31,8 +31,8 @@ class QuantizeOptions(Section):
     """Whether the last linear layers become INT8 too."""
     grouped: bool = False
     """Whether grouped and depthwise convolutions become INT8 too."""
-    weights: Literal["mse", "minmax"] = "mse"
-    """How the scale of each output channel of a weight is chosen."""
+    weights: Literal["mse", "minmax", "auto"] = "mse"
+    """How the scale of each output channel of a weight is chosen; ``auto`` tries both."""
     equalise: bool = False
     """Whether channels are scaled between layers so that their ranges are more equal."""
     bias_correction: bool = True

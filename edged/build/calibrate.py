@@ -6,6 +6,7 @@ number of samples. Everything but the loop in `collect` is pure.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -141,6 +142,7 @@ def settle(
 def _observe(
     histograms: Mapping[str, Histogram], found: dict[str, Observed], first: int, size: int
 ) -> None:
+    samples = f"samples {first} to {first + size - 1}"
     for name, histogram in histograms.items():
         observed = found.pop(name)  # frees the array before the next one is looked at
         if observed.values.dtype != np.float32:
@@ -153,6 +155,12 @@ def _observe(
             histogram.add(observed.values)
         except NotFiniteError as err:
             raise BuildError(
-                f"activation {name!r}: {err}, in samples {first} to {first + size - 1}; the float "
+                f"activation {name!r}: {err}, in {samples}; the float "
                 "model overflows there: exclude the layers that read it, or mend the samples"
             ) from err
+    for name, answer in found.items():
+        if not math.isfinite(answer.largest):
+            raise BuildError(
+                f"output {name!r} of the float model holds NaN or an infinity, in {samples}; mend "
+                "the samples, or the model"
+            )

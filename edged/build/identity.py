@@ -25,7 +25,7 @@ BUILD_VERSION = 5
 NORMALISER_VERSION = 1
 """Raise it when `normalise` makes another graph from the same model."""
 
-QUANTIZER_VERSION = 1
+QUANTIZER_VERSION = 2
 """Raise it when `quantize` makes another graph from the same placement and ranges."""
 
 HALF_VERSION = 1

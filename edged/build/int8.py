@@ -23,6 +23,7 @@ from edged.build.holdout import Holdout, Score
 from edged.build.identity import RANGES_FILE, calibration_sources
 from edged.build.observe import with_observers
 from edged.build.placement import Placement
+from edged.build.quantize import WeightMethod
 from edged.build.ranges import Ranges, TensorRange, read_ranges, write_ranges
 from edged.build.sensitivity import LayerCost, ScanState, fit, scan
 from edged.build_options import QuantizeOptions
@@ -100,23 +101,35 @@ class Int8Line:
         return self._within_budget(Int8Choice(placed, ranges), self._options.accuracy_budget)
 
     def quantize(self, choice: Int8Choice) -> bytes:
-        """The Q/DQ graph of a choice, its biases corrected if the recipe says so."""
+        """The Q/DQ graph of a choice.
+
+        Its biases are corrected and the scales of its weights chosen as the recipe says; of several
+        forms the one that is best on the samples that were held back.
+        """
+        wanted = self._options.weights
+        methods: tuple[WeightMethod, ...] = ("mse", "minmax") if wanted == "auto" else (wanted,)
         placed, thresholds = choice.placement, choice.ranges.thresholds()
-        weights = self._options.weights
-        with self._build.stage("quantize", f"quantizing {len(placed.layers)} layers", 0.48):
-            plain = quantize.quantize(self._model, placed, thresholds, weights)
-        if not self._options.bias_correction:
-            return plain
-        with self._build.stage("bias", "correcting biases", 0.49):
-            model = self._corrected(placed, thresholds)
-            corrected = quantize.quantize(model, placed, thresholds, weights)
-            before, after = (self._holdout.score(data) for data in (plain, corrected))
-            better = after.sqnr_db > before.sqnr_db
-            self._build.tell(
-                f"bias correction {'gives' if better else 'would give'} {after.sqnr_db:.1f} dB, "
-                f"{before.sqnr_db:.1f} dB without it", 0.5,
-            )  # fmt: skip
-        return corrected if better else plain
+        made: dict[str, bytes] = {}
+        for method in methods:
+            with self._build.stage("quantize", f"quantizing {len(placed.layers)} layers", 0.48):
+                data = quantize.quantize(self._model, placed, thresholds, method)
+                made[f"weights by {method}"] = data
+            if self._options.bias_correction:
+                with self._build.stage("bias", "correcting biases", 0.49):
+                    model = self._corrected(placed, thresholds, method)
+                    data = quantize.quantize(model, placed, thresholds, method)
+                    made[f"weights by {method}, biases corrected"] = data
+        return self._best(made)
+
+    def _best(self, made: Mapping[str, bytes]) -> bytes:
+        if len(made) == 1:
+            return next(iter(made.values()))
+        with self._build.stage("compare", f"comparing {len(made)} quantized forms", 0.5):
+            scores = {label: self._holdout.score(data).sqnr_db for label, data in made.items()}
+        best = max(scores, key=lambda label: scores[label])  # the first of equals
+        rows = ", ".join(f"{label} {score:.1f} dB" for label, score in scores.items())
+        self._build.tell(f"{best} is taken: {rows}", 0.5)
+        return made[best]
 
     def scan(self, choice: Int8Choice) -> tuple[LayerCost, ...]:
         """Ranks the layers of a choice by what they cost; goes on where an earlier scan ended.
@@ -215,7 +228,8 @@ class Int8Line:
 
     def _score(self, thresholds: Mapping[str, float], left_out: Mapping[str, str]) -> Score:
         placed = placement.place(self._model, self._options, left_out)
-        data = quantize.quantize(self._model, placed, thresholds, self._options.weights)
+        method: WeightMethod = "minmax" if self._options.weights == "minmax" else "mse"
+        data = quantize.quantize(self._model, placed, thresholds, method)
         return self._holdout.score(data)
 
     def _within_budget(self, choice: Int8Choice, budget: float) -> Int8Choice:
@@ -259,11 +273,13 @@ class Int8Line:
         ]
         return hashlib.sha256(json.dumps(document).encode()).hexdigest()
 
-    def _corrected(self, placed: Placement, thresholds: Mapping[str, float]) -> onnx.ModelProto:
+    def _corrected(
+        self, placed: Placement, thresholds: Mapping[str, float], method: WeightMethod
+    ) -> onnx.ModelProto:
         model, copies = bias_correction.shadowed(self._model, placed)
         if not copies.layers:
             return self._model
-        data = quantize.quantize(model, copies, thresholds, self._options.weights)
+        data = quantize.quantize(model, copies, thresholds, method)
         graph = FloatGraph(data)
         outputs = [name for name in graph.output_names if name.endswith("__mean_error")]
         errors = bias_correction.mean_errors(

@@ -305,7 +305,7 @@ def quantized(
 ) -> tuple[ModelGraphs, Quantized]:
     """Edged's graphs of a model, made anew."""
     engines, calib = write_folders(
-        name, subject, {"method": "auto", **subject.quantize, **(changes or {})}
+        name, subject, {"method": "auto", "weights": "auto", **subject.quantize, **(changes or {})}
     )
     build = open_build(name, engines, calib, lambda _sentence, _share: None)
     with tempfile.TemporaryDirectory(dir=WORK) as folder:

@@ -181,6 +181,23 @@ def test_convolutional_models_build_through(tmp_path: Path, model: onnx.ModelPro
     assert result.engine.manifest.verdict.metrics["sqnr_db"] > 25
 
 
+@pytest.mark.parametrize("corrected", ["true", "false"])
+def test_both_rules_for_weights_are_tried_where_the_recipe_says_so(
+    tmp_path: Path, corrected: str
+) -> None:
+    """Each form is scored on samples that were held back, and the best one is taken and told."""
+    folders = toy(tmp_path)
+    more = f'[quantize]\nweights = "auto"\nbias_correction = {corrected}\n'
+    folders.write_model(onnx_models.mlp(), more)
+    told: list[str] = []
+    folders.build(progress=lambda sentence, _share: told.append(sentence))
+    (line,) = [sentence for sentence in told if " is taken: " in sentence]
+    taken, _, rows = line.partition(" is taken: ")
+    scores = dict(row.removesuffix(" dB").rsplit(" ", 1) for row in re.split(r"(?<=dB), ", rows))
+    assert len(scores) == (4 if corrected == "true" else 2)
+    assert float(scores[taken]) == max(float(score) for score in scores.values())
+
+
 def ruin_ranges(folders: BuildFolders, rest_of_recipe: str) -> None:
     """Calibrates on samples a thousand times smaller than those that are to be answered."""
     rows = np.random.default_rng(9).normal(size=(100, 12)).astype(np.float32)

@@ -202,6 +202,14 @@ def test_activation_that_overflows_is_refused_with_its_samples() -> None:
         run(values, ["y"])
 
 
+def test_answers_that_are_not_finite_are_refused_with_their_samples() -> None:
+    """They show NaN that no observer of the activations came across."""
+    rows = np.ones((4, 3), np.float32)
+    found = {"y": observe(rows), "answer": observe(rows * np.float32(np.nan))}
+    with pytest.raises(BuildError, match=r"output 'answer' .* NaN or an infinity, in samples 0 to"):
+        collect(lambda _batch: dict(found), [{"x": rows}], ["y"])
+
+
 def test_activation_of_another_type_is_refused() -> None:
     """Only float32 activations are calibrated."""
     with pytest.raises(BuildError, match="'x' is int64"):

@@ -33,9 +33,36 @@ def test_a_large_activation_is_thinned_and_its_extremes_are_exact() -> None:
     found = observed.observed(FloatGraph(observed.model).run({"x": rows}, observed.outputs))
     seen = found["turned_out"]
     assert seen.largest == 50.0
-    assert seen.values.shape[0] == 2
-    assert MOST_VALUES // 8 <= seen.values.shape[1] <= MOST_VALUES
-    assert np.array_equal(seen.values, thin(-rows))
+    assert len(seen.values) == 2
+    assert MOST_VALUES // 2 <= seen.values[0].size <= MOST_VALUES
+    assert np.array_equal(seen.values, -rows[:, :, :, ::3])
+
+
+def test_an_activation_that_is_no_image_is_thinned_likewise() -> None:
+    """Rows of a transformer, for example: a regular sample, and exact extremes."""
+    g = GraphWriter()
+    g.node("Neg", ["x"], "turned")
+    model = g.model({"x": ["batch", 240, 80]}, {"turned_out": ["batch", 240, 80]})
+    rows = np.random.default_rng(0).normal(size=(2, 240, 80)).astype(np.float32)
+    rows[0, 100, 3] = -40.0
+    observed = with_observers(normalise(model, {"x": (240, 80)}), ["turned_out"])
+    assert observed.pooled == frozenset()
+    found = observed.observed(FloatGraph(observed.model).run({"x": rows}, observed.outputs))
+    assert found["turned_out"].largest == 40.0
+    assert np.array_equal(found["turned_out"].values, thin(-rows))
+
+
+def test_an_image_behind_relu_is_not_squared() -> None:
+    """Its magnitudes are its values, which saves a pass over them."""
+    g = GraphWriter()
+    g.node("Relu", ["x"], "cut")
+    model = g.model({"x": ["batch", 3, 80, 80]}, {"cut_out": ["batch", 3, 80, 80]})
+    rows = np.random.default_rng(0).normal(size=(2, 3, 80, 80)).astype(np.float32)
+    observed = with_observers(normalise(model, {"x": (3, 80, 80)}), ["cut_out"])
+    assert observed.pooled == frozenset({"cut_out"})
+    assert observed.squared == frozenset()
+    found = observed.observed(FloatGraph(observed.model).run({"x": rows}, observed.outputs))
+    assert found["cut_out"].largest == rows.max()
 
 
 def test_the_sample_reaches_every_channel_row_and_column() -> None:
