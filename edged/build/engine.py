@@ -124,10 +124,6 @@ def _configure(trt: Any, config: Any, job: PlanJob) -> None:
         config.set_flag(flag)
     if job.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.workspace_bytes)
-    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
-        # TensorRT-RTX: without it a layer may allocate while it runs, and a CUDA graph that was
-        # captured then works on memory that is somebody else's by the time it is replayed.
-        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if job.dla_core is not None:
         config.default_device_type = trt.DeviceType.DLA
         config.DLA_core = job.dla_core

@@ -192,15 +192,6 @@ class CudaDevice:
         with self.current():
             return Event(self.driver, spin=spin)
 
-    def memory(self, size: int) -> drv.DeviceAllocation:
-        """So many bytes of the device's memory.
-
-        Raises:
-            EngineRefusedError: out of memory, most likely.
-        """
-        with self._making(f"block of {size} bytes"):
-            return drv.mem_alloc(size)
-
     def buffer(
         self, shape: tuple[int, ...], dtype: np.dtype[np.generic], *, mapped: bool
     ) -> Buffer:

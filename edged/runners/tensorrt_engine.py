@@ -18,8 +18,6 @@ from edged.runners import TensorSpec
 
 log = logging.getLogger(__name__)
 
-_LEAST_SCRATCH = 256
-"""Bytes; an engine that needs none is given an address all the same."""
 MODULES = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings")
 
 
@@ -154,23 +152,8 @@ class TensorRTEngine:
         covered = all(a <= n <= b for a, n, b in zip(low, wanted, high, strict=True))
         return int(best[0]) if covered else None
 
-    @property
-    def scratch_bytes(self) -> int:
-        """Device memory that a context works in; 0: it brings its own.
-
-        Contexts that never run at the same time, as those of one lane, may share it.
-        """
-        if self._config is None:
-            return 0
-        return max(_LEAST_SCRATCH, int(self._engine.device_memory_size_v2))
-
-    def context(self, profile: int, stream: int, scratch: tuple[int, int]) -> Any:
+    def context(self, profile: int, stream: int) -> Any:
         """A new execution context set to a profile.
-
-        Args:
-            profile: the optimization profile.
-            stream: handle of the stream that it is set on.
-            scratch: address and size of what `scratch_bytes` asks for.
 
         Raises:
             EngineRefusedError: out of memory, most likely.
@@ -188,21 +171,13 @@ class TensorRTEngine:
             )
         if engine.num_optimization_profiles > 1:
             context.set_optimization_profile_async(profile, stream)
-        if self._config is not None:
-            context.set_device_memory(*scratch)
         return context
 
     def _make_config(self) -> tuple[Any, Any]:
-        """TensorRT-RTX: what is compiled at the first run is kept, and compiled at once.
-
-        Its engines are built to work in memory that they are given (`edged.build.engine`).
-        """
+        """TensorRT-RTX: what is compiled at the first run is kept, and compiled at once."""
         if not hasattr(self._trt, "IRuntimeCache"):
             return None, None
         config = self._engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(
-            self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        )
         strategies = getattr(self._trt, "DynamicShapesKernelSpecializationStrategy", None)
         if strategies is not None:
             config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER

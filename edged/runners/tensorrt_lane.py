@@ -64,12 +64,9 @@ class Lane:
             for group in specs
         )
         self._contexts: dict[int, Any] = {}
-        size = engine.scratch_bytes
-        self._scratch = device.memory(size) if size else None
-        scratch = (int(self._scratch) if self._scratch is not None else 0, size)
         with device.current():
             for profile in sorted(set(profiles.values())):
-                context = engine.context(profile, self._stream.handle, scratch)
+                context = engine.context(profile, self._stream.handle)
                 for name, buffer in {**self.inputs, **self.outputs}.items():
                     context.set_tensor_address(name, buffer.address)
                 self._contexts[profile] = context
@@ -132,7 +129,8 @@ class Lane:
         self._device.use()
         self._run(size, graph=False)
         context = self._contexts[self._profiles[size]]
-        # TensorRT-RTX says so of engines that allocate while they run.
+        # TensorRT-RTX says so of engines that may allocate while they run, which is what it builds
+        # unless told otherwise: a graph would go on using memory that is somebody else's by then.
         if not getattr(context, "is_stream_capturable", lambda _: True)(self._stream.handle):
             log.info("batch size %d runs without a CUDA graph: it cannot be captured", size)
             return
@@ -200,7 +198,6 @@ class Lane:
             graph.close()
         self._graphs.clear()
         self._contexts.clear()
-        self._scratch = None
         self.done.close()
 
 

@@ -38,18 +38,7 @@ class StraightLoop:
         self.context.push()
         self.runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
         self.engine = self.runtime.deserialize_cuda_engine(data)
-        if hasattr(trt, "IRuntimeCache"):  # TensorRT-RTX: the engine wants to be given its memory
-            config = self.engine.create_runtime_config()
-            config.set_execution_context_allocation_strategy(
-                trt.ExecutionContextAllocationStrategy.USER_MANAGED
-            )
-            size = max(256, self.engine.device_memory_size_v2)
-            self.scratch = drv.mem_alloc(size)
-            self.execution = self.engine.create_execution_context(config)
-            self.execution.set_device_memory(int(self.scratch), size)
-        else:
-            self.scratch = None
-            self.execution = self.engine.create_execution_context()
+        self.execution = self.engine.create_execution_context()
         self.spec = spec
         self.input = drv.mem_alloc(32 * int(np.prod(spec.shape)) * 4)
         self.output = drv.mem_alloc(32 * CLASSES * 4)
@@ -75,15 +64,7 @@ class StraightLoop:
 
     def close(self) -> None:
         """Gives all back."""
-        del (
-            self.execution,
-            self.engine,
-            self.runtime,
-            self.input,
-            self.output,
-            self.stream,
-            self.scratch,
-        )
+        del self.execution, self.engine, self.runtime, self.input, self.output, self.stream
         drv.Context.pop()
 
 

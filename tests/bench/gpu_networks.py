@@ -158,8 +158,6 @@ def onnx_plan(model: bytes, samples: Mapping[str, tuple[int, ...]], max_batch: i
         shapes = [(size, *sample) for size in (1, max(1, max_batch // 4), max_batch)]
         profile.set_shape(name, *shapes)
     config = builder.create_builder_config()
-    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
-        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # as edged.build.engine does
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(definition, config)
     if plan is None:

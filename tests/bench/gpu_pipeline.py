@@ -30,7 +30,6 @@ from tests.bench.gpu_lanes import lanes_loop
 from tests.bench.gpu_networks import CLASSES, LARGE, MEDIUM, Network, network_plan
 from tests.bench.path import BATCH, RequestPath, request_of
 
-SAMPLES = int(sys.argv[2]) if len(sys.argv) > 2 else BATCH
 SECONDS = 2.0
 HAMMER = """
 import pycuda.driver as drv, sys
@@ -53,16 +52,18 @@ def make_runner(network: Network, plan: bytes, device: str) -> TensorRTRunner:
     return TensorRTRunner(plan, [spec], [out], BATCH, device=device, sizes=(1, 8, BATCH))
 
 
-def body_of(network: Network) -> tuple[Any, bytes, int]:
-    """Rows of a whole batch, and a request with the first of them."""
-    return request_of((network.tokens, network.width), SAMPLES)
+def body_of(network: Network, samples: int) -> tuple[Any, bytes, int]:
+    """Rows of a whole batch, and a request with so many of them."""
+    return request_of((network.tokens, network.width), samples)
 
 
-def measure(network: Network, plan: bytes, devices: list[str], rounds: int = 3) -> dict[str, Any]:
+def measure(
+    network: Network, plan: bytes, devices: list[str], samples: int = BATCH, rounds: int = 3
+) -> dict[str, Any]:
     """Path and bare loop in turn, on the same runners."""
-    rows, body, header = body_of(network)
+    rows, body, header = body_of(network, samples)
     runners = {name: make_runner(network, plan, name) for name in devices}
-    path = RequestPath((network.tokens, network.width), runners, SAMPLES)
+    path = RequestPath((network.tokens, network.width), runners, samples)
     path.run(body, header, 0.5)
     results, bare = [], []
     for _ in range(rounds):
@@ -104,18 +105,19 @@ def hammered(plan: bytes) -> Iterator[None]:
 def main() -> None:
     """Measures and writes the JSON."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)  # as the daemon does
+    samples = int(sys.argv[2]) if len(sys.argv) > 2 else BATCH
     drv.init()
     count = drv.Device.count()
     rows = []
     medium, large = network_plan(MEDIUM, half=True), network_plan(LARGE, half=True)
     for network, plan in ((MEDIUM, medium), (LARGE, large)):
-        rows.append(measure(network, plan, ["cuda:0"]))
+        rows.append(measure(network, plan, ["cuda:0"], samples))
         if count > 1:
-            rows.append(measure(network, plan, ["cuda:0", "cuda:1"]))
+            rows.append(measure(network, plan, ["cuda:0", "cuda:1"], samples))
     if count > 1:
         with hammered(large):
             rows += [
-                measure(LARGE, large, devices) | {"loaded": "cuda:0"}
+                measure(LARGE, large, devices, samples) | {"loaded": "cuda:0"}
                 for devices in (["cuda:0"], ["cuda:1"], ["cuda:0", "cuda:1"])
             ]
     document = {"device": drv.Device(0).name(), "gpus": count, "rows": rows}
