@@ -58,7 +58,10 @@ def _send(datagram: bytes) -> bool:
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
             sock.settimeout(_SEND_TIMEOUT_S)
-            sock.sendto(datagram, address)
+            # Unconnected, a full queue at the other end would be waited for by spinning: poll(2)
+            # tells of that queue only where the socket is connected.
+            sock.connect(address)
+            sock.send(datagram)
     except OSError:
         return False
     return True

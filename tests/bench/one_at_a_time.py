@@ -68,8 +68,10 @@ def service_environment(folder: Path, broker: Mosquitto, notify: Path) -> dict[s
 
 
 @contextlib.contextmanager
-def service(folder: Path, broker: Mosquitto) -> Iterator[tuple[psutil.Process, float]]:
-    """Runs `edged serve`; gives its process and the seconds from exec to READY=1."""
+def service(
+    folder: Path, broker: Mosquitto, **settings: str
+) -> Iterator[tuple[psutil.Process, float]]:
+    """Runs `edged serve` with more settings; its process, and the seconds from exec to READY=1."""
     notify = folder / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(notify))
@@ -78,12 +80,13 @@ def service(folder: Path, broker: Mosquitto) -> Iterator[tuple[psutil.Process, f
             begun = time.monotonic()
             process = subprocess.Popen(
                 [sys.executable, "-m", "edged", "serve"],
-                env=service_environment(folder, broker, notify),
+                env=service_environment(folder, broker, notify) | settings,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         try:
             while b"READY=1" not in listener.recv(65536):
                 pass
+            listener.close()  # nobody reads what else it says
             yield psutil.Process(process.pid), time.monotonic() - begun
         finally:
             process.terminate()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,3 +122,19 @@ def test_a_watchdog_for_another_process_is_not_ours(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid() + 1))
 
     assert watchdog_interval_s() is None
+
+
+def test_a_manager_that_does_not_read_is_not_waited_for_by_spinning(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once its queue is full, a datagram is dropped after the time limit, for next to no CPU."""
+    monkeypatch.setattr("edged.sd_notify._SEND_TIMEOUT_S", 0.0)
+    while notify(watchdog=True):
+        pass
+    monkeypatch.setattr("edged.sd_notify._SEND_TIMEOUT_S", 0.5)
+    before = time.thread_time()
+
+    assert not notify(watchdog=True)
+
+    assert time.thread_time() - before < 0.02
+    assert _lines(manager) == ["WATCHDOG=1"]
