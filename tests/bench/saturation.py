@@ -3,11 +3,11 @@
     python -m tests.bench.saturation RESULT.json [SECONDS] [ROUNDS]
 
 One small CNN (on one core a batch of 1 takes about 3 ms, one of 16 about 10 ms), run by one thread
-of ONNX Runtime and served by ``edged serve`` behind a real mosquitto, QoS 1 both ways. In turn, round by round: the bare loop
-around the same engine at each batch size, 16 requests outstanding, and Poisson arrivals at 200, 400
-and 800 requests/s, whose latency counts from the time at which they were due. The requester speaks
-MQTT with the service's own codec, so that it takes little of the cores. CPU is read from /proc, of
-the service, the broker and the requester each by itself.
+of ONNX Runtime and served by ``edged serve`` behind a real mosquitto, QoS 1 both ways. In turn,
+round by round: the bare loop around the same engine at each batch size, 16 requests outstanding,
+and Poisson arrivals at 200, 400 and 800 requests/s, whose latency counts from the time at which
+they were due. The requester speaks MQTT with the service's own codec, so that it takes little of
+the cores. CPU is read from /proc, of the service, the broker and the requester each by itself.
 """
 
 from __future__ import annotations
