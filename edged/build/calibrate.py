@@ -32,6 +32,10 @@ CANDIDATES: Mapping[str, tuple[Method, float]] = {
 """What ``auto`` tries: method and percentile by what ranges.json calls it."""
 
 
+Score = Callable[[Mapping[str, TensorRange]], float]
+"""How good a quantized model with these ranges is; larger is better."""
+
+
 @dataclass(frozen=True, eq=False)
 class Collected:
     """What the samples showed: one histogram a tensor, each with a value other than zero."""
@@ -43,25 +47,10 @@ class Collected:
         return f"<Collected {len(self.histograms)} tensors over {self.samples} samples>"
 
 
-@dataclass(frozen=True)
-class Judge:
-    """What ``auto`` needs.
-
-    Attributes:
-        score: how good a quantized model with these ranges is on the samples that were held back;
-            larger is better.
-        all_samples: adds the held back samples to what the others showed.
-    """
-
-    score: Callable[[Mapping[str, TensorRange]], float]
-    all_samples: Callable[[Collected], Collected]
-
-
 def collect(
     run: Callable[[Mapping[str, Array]], Mapping[str, Observed]],
     batches: Iterable[Mapping[str, Array]],
     tensors: Sequence[str],
-    before: Collected | None = None,
 ) -> Collected:
     """Runs batches through the float graph and counts what passes.
 
@@ -69,13 +58,11 @@ def collect(
         run: the float graph: model inputs by name ``[n, *shape]`` -> the wanted tensors by name.
         batches: model inputs, already preprocessed.
         tensors: names of the wanted activations; a model input is taken from the batch itself.
-        before: what other samples showed; its histograms are counted on.
 
     Raises:
         BuildError: no samples, or a tensor is never anything but zero, or not finite, or not float.
     """
-    histograms = dict(before.histograms) if before else {name: Histogram() for name in tensors}
-    samples = before.samples if before else 0
+    histograms, samples = {name: Histogram() for name in tensors}, 0
     for batch in batches:
         size = len(next(iter(batch.values())))
         own = {name: _input(batch[name]) for name in tensors if name in batch}
@@ -109,7 +96,7 @@ def settle(
     collected: Collected,
     options: CalibrateOptions,
     sources: Sources,
-    judge: Judge,
+    score: Score,
 ) -> Ranges:
     """Chooses thresholds by the recipe's method.
 
@@ -117,15 +104,14 @@ def settle(
         collected: what the samples showed.
         options: the recipe's.
         sources: digests that the ranges are bound to.
-        judge: for ``auto``.
+        score: for ``auto``.
     """
     chosen, scores = "", {}
     if options.method == "auto":
         tried = {name: ranges_by(collected, *how) for name, how in CANDIDATES.items()}
-        scores = {name: round(judge.score(found), 3) for name, found in tried.items()}
+        scores = {name: round(score(found), 3) for name, found in tried.items()}
         chosen = max(scores, key=lambda name: scores[name])  # the first of equals
-        collected = judge.all_samples(collected)
-        tensors = ranges_by(collected, *CANDIDATES[chosen])
+        tensors = tried[chosen]
     else:
         tensors = ranges_by(collected, options.method, options.percentile)
     return Ranges(

@@ -16,7 +16,7 @@ import onnx
 
 from edged.build import bias_correction, equalise, placement, quantize
 from edged.build.build_run import BuildRun
-from edged.build.calibrate import Collected, Judge, collect, settle
+from edged.build.calibrate import Collected, collect, settle
 from edged.build.dataset import Part, model_inputs
 from edged.build.histogram import Histogram
 from edged.build.holdout import Holdout, Score
@@ -36,6 +36,7 @@ STATE_FILE = ".sensitivity.json"
 _BATCH = 8  # bounds what calibration holds of the activations at once
 _BIAS_SAMPLES = 64  # a mean over samples and positions: more change nothing
 _EQUALISE_SAMPLES = 64
+_METHOD_SAMPLES = 128  # that `auto` scores methods on
 _MOST_LOST = 0.9
 _LEAST_SQNR_DB = 10.0
 
@@ -178,28 +179,21 @@ class Int8Line:
         with build.stage("calibrate", f"calibrating, known ranges: {', '.join(why)}", 0.06):
             options = build.recipe.calibrate
             tensors = sorted(placed.tensors)
-            judge = Judge(
-                partial(self._range_score, placed),
-                lambda rest: self._collect(tensors, "held back", rest),
-            )
-            seen = self._collect(tensors, "rest" if options.method == "auto" else "all")
-            self.histograms = seen.histograms  # `auto` counts on in them
-            ranges = settle(seen, options, sources, judge)
+            seen = self._collect(tensors)
+            self.histograms = seen.histograms
+            ranges = settle(seen, options, sources, partial(self._range_score, placed))
             write_ranges(path, ranges)
         return ranges
 
-    def _collect(
-        self, tensors: Sequence[str], part: Part = "all", before: Collected | None = None
-    ) -> Collected:
+    def _collect(self, tensors: Sequence[str]) -> Collected:
         options = self._build.recipe.calibrate
         inputs = {spec.name for spec in input_specs(self._build.recipe.input)}
         observed = with_observers(self._model, [t for t in tensors if t not in inputs])
         graph = FloatGraph(observed.model)
         return collect(
             lambda batch: observed.observed(graph.run(batch, observed.outputs)),
-            self._samples(part, options.samples, "calibrated"),
+            self._samples("all", options.samples, "calibrated"),
             tensors,
-            before,
         )
 
     def seen(self, placed: Placement) -> Mapping[str, Histogram]:
@@ -211,26 +205,37 @@ class Int8Line:
 
     def _range_score(self, placed: Placement, ranges: Mapping[str, TensorRange]) -> float:
         thresholds = {name: found.threshold for name, found in ranges.items()}
-        return self._score(thresholds, placed.kept).sqnr_db
+        return self._every_sample.score(self._simulated(thresholds, placed.kept)).sqnr_db
 
     # -------------------------------------------------------------- accuracy
 
     @cached_property
     def _holdout(self) -> Holdout:
+        return self._scored_on("held back", self._build.recipe.calibrate.samples)
+
+    @cached_property
+    def _every_sample(self) -> Holdout:
+        # A threshold has seen them, but is one number a tensor and was not fitted to the outputs;
+        # a fifth of them is too few to tell methods apart.
+        return self._scored_on("all", min(_METHOD_SAMPLES, self._build.recipe.calibrate.samples))
+
+    def _scored_on(self, part: Part, limit: int) -> Holdout:
         recipe, split = self._build.recipe, self._build.dataset.calibration
         batches = (
             (model_inputs(batch, recipe.input), batch.labels)
-            for batch in split.batches(_BATCH, recipe.calibrate.samples, "held back")
+            for batch in split.batches(_BATCH, limit, part)
         )
         outputs = tuple(spec.name for spec in recipe.output)
         model = bytes(self._model.SerializeToString())
         return Holdout(model, batches, outputs, recipe.verify)
 
     def _score(self, thresholds: Mapping[str, float], left_out: Mapping[str, str]) -> Score:
+        return self._holdout.score(self._simulated(thresholds, left_out))
+
+    def _simulated(self, thresholds: Mapping[str, float], left_out: Mapping[str, str]) -> bytes:
         placed = placement.place(self._model, self._options, left_out)
         method: WeightMethod = "minmax" if self._options.weights == "minmax" else "mse"
-        data = quantize.quantize(self._model, placed, thresholds, method)
-        return self._holdout.score(data)
+        return quantize.quantize(self._model, placed, thresholds, method)
 
     def _within_budget(self, choice: Int8Choice, budget: float) -> Int8Choice:
         before = self._holdout.score(self.quantize(choice))

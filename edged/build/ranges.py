@@ -78,7 +78,7 @@ class Ranges(_Strict):
     chosen: str = ""
     """With ``auto``: the candidate that was best."""
     scores: Mapping[str, float] = {}
-    """With ``auto``: output SQNR in dB on the samples that were held back, by candidate."""
+    """With ``auto``: output SQNR in dB over calibration samples, by candidate."""
     samples: int
     """Samples that were run."""
     tensors: Mapping[str, TensorRange]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pytest
 
-from edged.build.calibrate import CANDIDATES, Array, Collected, Judge, collect, settle
+from edged.build.calibrate import CANDIDATES, Array, collect, settle
 from edged.build.histogram import BINS, Histogram, NotFiniteError
 from edged.build.observe import Observed, observe
 from edged.build.ranges import Ranges, Sources, TensorRange
@@ -155,17 +155,12 @@ def no_score(_ranges: Mapping[str, TensorRange]) -> float:
     raise AssertionError("not to be called")
 
 
-def nothing_more(found: Collected) -> Collected:
-    """No samples were held back."""
-    return found
-
-
 def run(values: Array, tensors: list[str], batch: int = 4) -> Ranges:
     """Calibrates `doubled` on the rows of ``values``."""
     batches: Iterator[dict[str, Array]] = (
         {"x": values[at : at + batch]} for at in range(0, len(values), batch)
     )
-    return settle(collect(doubled, batches, tensors), MSE, SOURCES, Judge(no_score, nothing_more))
+    return settle(collect(doubled, batches, tensors), MSE, SOURCES, no_score)
 
 
 def test_inputs_and_activations_get_ranges() -> None:
@@ -284,7 +279,7 @@ def test_auto_takes_the_method_with_the_best_score_and_says_so() -> None:
         seen,
         CalibrateOptions(method="auto"),
         SOURCES,
-        Judge(lambda ranges: -abs(ranges["y"].threshold - wanted), nothing_more),
+        lambda ranges: -abs(ranges["y"].threshold - wanted),
     )
     assert found.chosen == "percentile 99.99"
     assert set(found.scores) == set(CANDIDATES)
