@@ -25,11 +25,16 @@ from edged.build.onnx_graph import shape_of
 Array = npt.NDArray[np.generic]
 
 MOST_VALUES = 1 << 13
-"""Values of one sample that are counted of an activation; larger ones are thinned out evenly.
+"""Values of one sample that are counted of an image; larger ones are thinned out evenly.
 
 With 256 samples that is 2 million values, so that 200 lie above a percentile of 99.99."""
 
 
+MOST_OTHERS = 1 << 16
+"""Likewise of what is no image: transformers have tokens and channels with far larger values than
+all others, and a sample of fixed positions passes over some of them."""
+
+_IMAGE_AXES = 3  # channels, rows, columns
 _MOST_UNEVEN = 4  # between the strides of rows and columns
 
 
@@ -158,7 +163,8 @@ def _step(shape: Sequence[int | None]) -> int:
     sizes = [size for size in shape if size is not None]
     if len(sizes) < len(shape):
         return 1
-    step = math.ceil(math.prod(sizes) / MOST_VALUES)
+    most = MOST_VALUES if len(sizes) == _IMAGE_AXES else MOST_OTHERS
+    step = math.ceil(math.prod(sizes) / most)
     # A step that shares a factor with an axis would pass over some of its columns or channels.
     while step > 1 and any(math.gcd(step, size) > 1 for size in sizes):
         step += 1

@@ -42,10 +42,10 @@ def test_an_activation_that_is_no_image_is_thinned_likewise() -> None:
     """Rows of a transformer, for example: a regular sample, and exact extremes."""
     g = GraphWriter()
     g.node("Neg", ["x"], "turned")
-    model = g.model({"x": ["batch", 240, 80]}, {"turned_out": ["batch", 240, 80]})
-    rows = np.random.default_rng(0).normal(size=(2, 240, 80)).astype(np.float32)
+    model = g.model({"x": ["batch", 240, 800]}, {"turned_out": ["batch", 240, 800]})
+    rows = np.random.default_rng(0).normal(size=(2, 240, 800)).astype(np.float32)
     rows[0, 100, 3] = -40.0
-    observed = with_observers(normalise(model, {"x": (240, 80)}), ["turned_out"])
+    observed = with_observers(normalise(model, {"x": (240, 800)}), ["turned_out"])
     assert observed.pooled == frozenset()
     found = observed.observed(FloatGraph(observed.model).run({"x": rows}, observed.outputs))
     assert found["turned_out"].largest == 40.0
