@@ -73,6 +73,12 @@ bench-reporting: $(VENV)/.dev ## measure what reporting costs a request, a desir
 	@mkdir -p .cache
 	$(PY) tests/bench/reporting.py .cache/reporting.json
 
+.PHONY: bench-chaos
+bench-chaos: $(VENV)/.dev ## kill -9 of daemon and broker under load, twenty times each, and a million requests' memory; JSON into .cache
+	@mkdir -p .cache
+	$(PY) -m tests.bench.chaos .cache/chaos.json
+	$(PY) -m tests.bench.soak .cache/soak.json
+
 # ------------------------------------------------------------------------------ work on it
 
 .PHONY: setup check fix format-check lint types layers test test-integration test-e2e test-gpu

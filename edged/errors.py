@@ -193,7 +193,7 @@ class DeviceLostError(DeviceFaultError):
 
 
 class PoisonError(ServiceError):
-    """The process died of this request, more than once."""
+    """The process died twice with nothing but this request on its devices."""
 
     code = "poison"
 

@@ -38,7 +38,8 @@ class CrashJournal:
     """The file, and what it said at the start. Batches may begin and end on any thread.
 
     Attributes:
-        deaths: fingerprint of a request -> how often it was on a device when the process died.
+        deaths: fingerprint of a request that was on a device when the process died -> how often
+            it was the only one.
 
     Args:
         words: 64-bit words of the file; None: nothing is written, and there were no deaths.
@@ -111,7 +112,7 @@ def recover(words: memoryview, now: int) -> dict[int, tuple[int, int]]:
         now: Unix seconds.
 
     Returns:
-        Fingerprint -> deaths, and when the last one was found out, in Unix seconds.
+        Fingerprint -> deaths at which it was alone, and when it was found last, in Unix seconds.
     """
     strikes: dict[int, tuple[int, int]] = {}
     if words[0] == MAGIC:
@@ -119,9 +120,11 @@ def recover(words: memoryview, now: int) -> dict[int, tuple[int, int]]:
             mark, packed = words[at], words[at + 1]
             if mark and now - (packed & 0xFFFFFFFF) < MOST_AGE_S:
                 strikes[mark] = (packed >> 32, packed & 0xFFFFFFFF)
+        found: set[int] = set()
         for slot in range(_SLOTS_AT, WORDS, SLOT):
-            for mark in words[slot + 1 : slot + 1 + min(words[slot], SLOT - 1)]:
-                strikes[mark] = (strikes.get(mark, (0, 0))[0] + 1, now)
+            found.update(words[slot + 1 : slot + 1 + min(words[slot], SLOT - 1)])
+        for mark in found:
+            strikes[mark] = (strikes.get(mark, (0, 0))[0] + (len(found) == 1), now)
     # In this order: to die in between counts a death twice, and loses none.
     _write(words, strikes)
     for slot in range(_SLOTS_AT, WORDS, SLOT):

@@ -46,8 +46,8 @@ class PoisonCheck:
         """
         if self._refused(arrival.receipt):
             error = PoisonError(
-                f"the service died {MOST_DEATHS} times while it ran this request, so it is not run "
-                "again; look at what it holds, and report it"
+                f"the service died {MOST_DEATHS} times while it ran this request and no other, so "
+                "it is not run again; look at what it holds, and report it"
             )
             log.error(
                 "a request is refused: %d processes died of it",

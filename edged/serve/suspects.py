@@ -1,9 +1,9 @@
-"""Requests that were on a device when the process died: run alone, and not a third time. Pure.
+"""Requests that were on a device when the process died: run alone, and refused in the end. Pure.
 
 Whoever shared a batch with the one that is to blame is a suspect like it. So after a death each
-suspect runs alone, with nothing else in hand: the ones that come back are cleared, and the one that
-takes the process down again has been on a device at two deaths and is refused from then on. What
-arrives meanwhile waits, in its order.
+suspect runs alone, with nothing else in hand: the ones that come back are cleared. One that was
+alone at two deaths is refused from then on; one is not enough, for somebody else may have killed
+the process. What arrives meanwhile waits, in its order.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import Callable, Mapping
 from edged.serve.request import Arrival, Receipt
 
 MOST_DEATHS = 2
-"""With so many a request is not run again."""
+"""With so many, at each of which it was alone, a request is not run again."""
 
 
 class Suspects:
     """The door of the request path. Owned by one thread, but for `refused`.
 
     Args:
-        deaths: fingerprint -> how often it was on a device when the process died.
+        deaths: fingerprint of each suspect -> deaths at which it was alone.
         cleared: a suspect ended without ending the process.
     """
 
@@ -83,4 +83,4 @@ class Suspects:
             self._cleared(receipt.fingerprint)
 
     def _suspect(self, receipt: Receipt) -> bool:
-        return 0 < self._deaths.get(receipt.fingerprint, 0) < MOST_DEATHS
+        return self._deaths.get(receipt.fingerprint, MOST_DEATHS) < MOST_DEATHS

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, final
@@ -40,8 +41,23 @@ LONGEST_S = 2.0
 BETWEEN = 200
 """Answers that show that the service is back."""
 WAIT_S = 60.0
-QUIET_S = 20.0
-"""When nothing has come for so long, what is unanswered is lost."""
+
+
+@dataclass(frozen=True)
+class Storm:
+    """How much of it.
+
+    Attributes:
+        kills: of each kind.
+        rate: requests/s.
+        quiet_s: when nothing has come for so long, what is unanswered is lost.
+    """
+
+    kills: int = 20
+    rate: float = 500.0
+    quiet_s: float = 20.0
+
+
 BROKER_LINES = ["max_inflight_messages 200", "max_queued_messages 0"]
 SAVING = ["autosave_interval 200"]
 """Changes after which mosquitto writes its whole database, four or five a request. After each one
@@ -94,13 +110,13 @@ class Site:
         self.broker.start()
 
 
-def one_round(site: Site, kill: Callable[[], None], kills: int, rate: float) -> dict[str, Any]:
+def one_round(site: Site, kill: Callable[[], None], storm: Storm) -> dict[str, Any]:
     """A load of its own, so many kills, and what came of all requests."""
-    chance = random.Random(kills)
+    chance = random.Random(storm.kills)
     away = []
-    with Load(site.broker, TOPICS, rate, CLIENTS, kill.__name__) as load:
+    with Load(site.broker, TOPICS, storm.rate, CLIENTS, kill.__name__) as load:
         load.wait_more(BETWEEN, WAIT_S)
-        for number in range(kills):
+        for number in range(storm.kills):
             time.sleep(chance.random() * LONGEST_S)
             begun = time.monotonic()
             kill()
@@ -109,27 +125,27 @@ def one_round(site: Site, kill: Callable[[], None], kills: int, rate: float) -> 
             load.wait_more(BETWEEN, WAIT_S)
             sys.stderr.write(f"{kill.__name__} {number + 1}: back after {away[-1]:.1f} s\n")
         load.stop()
-        load.settle(QUIET_S)
+        load.settle(storm.quiet_s)
         again = 0
         if kill == site.kill_broker and (again := load.send_again()):
-            load.settle(QUIET_S)
+            load.settle(storm.quiet_s)
         return {
-            "kills": kills,
+            "kills": storm.kills,
             "seconds_until_answers_came_again": round(median(away), 2),
             "sent_again_at_the_end": again,
             **load.verdict(),
         }
 
 
-def run(folder: Path, engines: Path, kills: int, rate: float) -> dict[str, Any]:
-    """All three rounds."""
-    result: dict[str, Any] = {"rate": rate, "clients": CLIENTS}
+def run(folder: Path, engines: Path, storm: Storm) -> dict[str, Any]:
+    """All three rounds, in an empty folder."""
+    result: dict[str, Any] = {"rate": storm.rate, "clients": CLIENTS}
     with Site(folder / "one", engines, persistent=False) as site:
-        result["nothing_killed"] = one_round(site, site.nothing, kills, rate)
-        result["daemon_killed"] = one_round(site, site.kill_daemon, kills, rate)
+        result["nothing_killed"] = one_round(site, site.nothing, storm)
+        result["daemon_killed"] = one_round(site, site.kill_daemon, storm)
         result["exit_codes"] = [site.daemon.stop()]
     with Site(folder / "two", engines, persistent=True) as site:
-        result["broker_killed"] = one_round(site, site.kill_broker, kills, rate)
+        result["broker_killed"] = one_round(site, site.kill_broker, storm)
         result["exit_codes"].append(site.daemon.stop())
     return result
 
@@ -161,7 +177,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="edged-chaos-", dir=where) as name:
         engines, calib = copy_model("digits", Path(name))
         build_model("digits", engines=engines, calib=calib, precision="int8")
-        result = run(Path(name), engines, options.kills, options.rate)
+        result = run(Path(name), engines, Storm(options.kills, options.rate))
     result["failures"] = failures(result)
     text = json.dumps(result, indent=1)
     sys.stdout.write(text + "\n")

@@ -179,11 +179,16 @@ class Load:
             time.sleep(0.005)
 
     def settle(self, quiet_s: float) -> None:
-        """Waits until nothing has come for so long: what is unanswered now is lost."""
+        """Waits until nothing has come for so long: what is unanswered then is lost.
+
+        Once all are answered, a second is enough to see whether answers come again.
+        """
         count, since = -1, time.monotonic()
-        while time.monotonic() - since < quiet_s:
+        while (quiet := time.monotonic() - since) < quiet_s:
             if (now := sum(each.answers.total() for each in self.requesters)) != count:
                 count, since = now, time.monotonic()
+            elif quiet > 1 and not any(each.left() for each in self.requesters):
+                return
             time.sleep(0.05)
 
     def send_again(self) -> int:

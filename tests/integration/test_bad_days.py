@@ -100,6 +100,42 @@ def test_a_daemon_killed_in_mid_load_loses_none(
         assert daemon.stop() == 0
 
 
+def test_a_broker_that_cannot_write_is_served_and_what_it_forgets_is_said(
+    served_engines: Path, tmp_path: Path
+) -> None:
+    """Its disk is full, so to speak: requests are answered; killed, it comes back without sessions.
+
+    The daemon says that requests may be lost, subscribes anew, and answers what comes then.
+    """
+    folder = tmp_path / "broker"
+    (folder / "mosquitto.db.new").mkdir(parents=True)  # where it would write: no file can be made
+    with (
+        Mosquitto(folder, persistent=True) as broker,
+        WireClient(broker) as client,
+        Daemon(tmp_path, served_engines, broker, **ROOMY) as daemon,
+    ):
+        wait_online(client)
+        publish_all(client)
+        wait_all(client)
+        assert "Error saving in-memory database" in broker.log
+        broker.kill()
+        broker.start()
+        daemon.wait_said("the broker did not keep the session")
+        client.wait_connections(2)
+        client.flush()
+        client.wait_for(lambda _: _online(client) >= 2, "a second birth")
+        client.publish(digits.binary_ask(TOPICS, IMAGES, b"after"))
+        assert client.wait_reply(b"after").status == "200"
+        assert daemon.stop() == 0
+        assert daemon.said("Traceback") == 0
+
+
+def _online(client: WireClient) -> int:
+    """Births that the client has seen."""
+    statuses = [m.json() for m in client.messages(TOPICS.status) if m.payload]
+    return len({s["session"] for s in statuses if s["state"] == "online"})
+
+
 def test_two_daemons_of_one_name_answer_all_and_recover(
     served_engines: Path, broker: Mosquitto, tmp_path: Path
 ) -> None:

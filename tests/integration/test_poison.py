@@ -26,10 +26,10 @@ def ask(index: int, name: bytes) -> Ask:
 def test_a_request_of_which_the_service_dies_is_answered_and_so_is_everybody_else(
     served_engines: Path, broker: Mosquitto, tmp_path: Path
 ) -> None:
-    """Twice it dies of it; at the third start it answers `poison`, and all others in their batches.
+    """It dies of a batch, and twice of the one request alone; then it answers `poison`.
 
     1. Innocent requests and the poisoned one among them reach the service at once.
-    2. It dies; the next run tries them one by one, and dies of the poisoned one alone.
+    2. It dies; the next runs try them one by one, and die of the poisoned one alone.
     3. The run after that refuses it, names it on the dead topic, and answers the others.
     4. Sent once more, it is refused at once.
     """
@@ -44,7 +44,7 @@ def test_a_request_of_which_the_service_dies_is_answered_and_so_is_everybody_els
         mids += [client.publish(ask(n % 3, b"%d" % n)) for n in range(INNOCENT, 2 * INNOCENT)]
         client.wait_acknowledged(mids)
         daemon.signal(signal.SIGCONT)
-        for _ in range(2):
+        for _ in range(3):
             assert daemon.process.wait(WAIT_S) == -signal.SIGKILL
             daemon.start()
         refusal = client.wait_reply(b"poison")

@@ -35,10 +35,10 @@ class Life:
     def let_in(self, arrival: Arrival) -> None:
         """It passes the door; suspects are alone behind it."""
         mark = arrival.receipt.fingerprint
-        trial = 0 < self.deaths.get(mark, 0) < MOST_DEATHS
+        trial = self.deaths.get(mark, MOST_DEATHS) < MOST_DEATHS
         assert not (trial and self.inside)
-        assert not any(0 < self.deaths.get(a.receipt.fingerprint, 0) < MOST_DEATHS
-                       for a in self.inside)  # fmt: skip
+        marks = [each.receipt.fingerprint for each in self.inside]
+        assert not any(self.deaths.get(mark, MOST_DEATHS) < MOST_DEATHS for mark in marks)
         self.inside.append(arrival)
         self.order.append(arrival.receipt.order)
 
@@ -75,12 +75,12 @@ class Life:
     st.data(),
 )
 @settings(max_examples=200, deadline=None)
-def test_poison_is_refused_after_two_deaths_and_everybody_else_is_answered(
+def test_poison_is_refused_in_the_end_and_everybody_else_is_answered(
     requests: list[int], poison: set[int], batch: int, data: st.DataObject
 ) -> None:
     """Any number of poisoned requests among others, in batches of any size.
 
-    The process dies at most twice for each; then all requests have ended, and in each life they
+    The process dies at most three times for each; then all requests have ended, and in each life they
     passed the door in their order.
     """
     session, deaths = list(requests), dict[int, int]()
@@ -89,7 +89,7 @@ def test_poison_is_refused_after_two_deaths_and_everybody_else_is_answered(
     lives = 0
     while session:
         lives += 1
-        assert lives <= MOST_DEATHS * len(poison & set(requests)) + 1
+        assert lives <= (MOST_DEATHS + 1) * len(poison & set(requests)) + 1
         life = Life(deaths, batch)
         coming = [arrival(order, mark) for order, mark in enumerate(session, 1)]
         fresh = [arrival(0, 0, qos=0)] * data.draw(st.integers(0, 2))
@@ -105,7 +105,7 @@ def test_poison_is_refused_after_two_deaths_and_everybody_else_is_answered(
         session = [mark for mark in session if mark not in ended]
         for mark in died:
             blamed[mark] += 1
-            deaths[mark] = deaths.get(mark, 0) + 1
+            deaths[mark] = deaths.get(mark, 0) + (len(died) == 1)
         assert died or not session, "something waits for ever"
     assert answered - {0} == set(requests) - poison
     assert not [mark for mark, count in deaths.items() if mark not in poison]
@@ -113,7 +113,7 @@ def test_poison_is_refused_after_two_deaths_and_everybody_else_is_answered(
 
 def test_one_that_found_no_room_is_tried_later() -> None:
     """It goes to the front again, and is still a suspect."""
-    suspects = Suspects({5: 1}, lambda _mark: None)
+    suspects = Suspects({5: 0}, lambda _mark: None)
     first = arrival(1, 5)
     assert not suspects.arrived(first)
     assert suspects.next() is first
