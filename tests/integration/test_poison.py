@@ -1,9 +1,12 @@
-"""A request of which the process dies: with real processes, a real broker, and restarts."""
+"""What ends the process, or holds it up: with real processes, a real broker, and restarts."""
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
+
+import pytest
 
 from edged import protocol
 from tests.doubles.broker import Mosquitto
@@ -23,6 +26,29 @@ def ask(index: int, name: bytes) -> Ask:
     return Ask(TOPICS.infer("picker"), header, REPLY, name, protocol.JSON, patient)
 
 
+def mortal(folder: Path, engines: Path, broker: Mosquitto, **more: str) -> Daemon:
+    """A daemon that dies of certain requests."""
+    daemon = Daemon(folder, engines, broker, **ROOMY, **more)
+    daemon.module = "tests.doubles.mortal_edged"
+    return daemon
+
+
+@pytest.mark.parametrize(("model", "word"), [("hang", "has made no progress"), ("die", "died")])
+def test_a_network_thread_that_hangs_or_is_gone_is_noticed(
+    served_engines: Path, broker: Mosquitto, tmp_path: Path, model: str, word: str
+) -> None:
+    """One that hangs stops the watchdog from being fed; one that is gone ends the process with 70."""
+    with (
+        WireClient(broker) as client,
+        mortal(tmp_path, served_engines, broker, serve__stuck_s="0.5") as daemon,
+    ):
+        wait_online(client)
+        client.publish(Ask(TOPICS.infer(model), b"{}", REPLY, b"x", qos=0))
+        daemon.wait_said(f"thread mqtt-net {word}")
+        if model == "die":
+            assert daemon.process.wait(WAIT_S) == os.EX_SOFTWARE
+
+
 def test_a_request_of_which_the_service_dies_is_answered_and_so_is_everybody_else(
     served_engines: Path, broker: Mosquitto, tmp_path: Path
 ) -> None:
@@ -33,10 +59,7 @@ def test_a_request_of_which_the_service_dies_is_answered_and_so_is_everybody_els
     3. The run after that refuses it, names it on the dead topic, and answers the others.
     4. Sent once more, it is refused at once.
     """
-    with WireClient(broker) as client, Daemon(tmp_path, served_engines, broker, **ROOMY) as daemon:
-        daemon.kill()
-        daemon.module = "tests.doubles.mortal_edged"
-        daemon.start()
+    with WireClient(broker) as client, mortal(tmp_path, served_engines, broker) as daemon:
         wait_online(client)
         daemon.signal(signal.SIGSTOP)
         mids = [client.publish(ask(n % 3, b"%d" % n)) for n in range(INNOCENT)]

@@ -80,8 +80,8 @@ def test_poison_is_refused_in_the_end_and_everybody_else_is_answered(
 ) -> None:
     """Any number of poisoned requests among others, in batches of any size.
 
-    The process dies at most three times for each; then all requests have ended, and in each life they
-    passed the door in their order.
+    The process dies at most three times for each; then all requests have ended, and in each life
+    they passed the door in their order.
     """
     session, deaths = list(requests), dict[int, int]()
     blamed: Counter[int] = Counter()
