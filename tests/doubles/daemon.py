@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -107,14 +108,13 @@ class Daemon:
         Raises:
             TimeoutError: none does in time, or the daemon has ended.
         """
-        until = time.monotonic() + WAIT_S
+        until, ended = time.monotonic() + WAIT_S, False
         while not self.said(text):
-            try:
+            if ended or time.monotonic() > until:
+                raise TimeoutError(f"the daemon did not say {text!r}: {self.log()}")
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(0.02)
-            except subprocess.TimeoutExpired:
-                if time.monotonic() < until:
-                    continue
-            raise TimeoutError(f"the daemon did not say {text!r}: {self.log()}")
+                ended = True
 
 
 def wait_online(client: WireClient, boots: int = 1) -> Message:

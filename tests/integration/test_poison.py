@@ -37,7 +37,7 @@ def mortal(folder: Path, engines: Path, broker: Mosquitto, **more: str) -> Daemo
 def test_a_network_thread_that_hangs_or_is_gone_is_noticed(
     served_engines: Path, broker: Mosquitto, tmp_path: Path, model: str, word: str
 ) -> None:
-    """One that hangs stops the watchdog from being fed; one that is gone ends the process with 70."""
+    """If it hangs, the watchdog is not fed; if it is gone, the process ends with 70."""
     with (
         WireClient(broker) as client,
         mortal(tmp_path, served_engines, broker, serve__stuck_s="0.5") as daemon,
