@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edged.cli_options import settings_of
 
 if TYPE_CHECKING:
-    from edged.engine_store import Verdict
+    from edged.manifest import Verdict
 
 _ACTIONS = {
     "list": "what is in the store, and whether it fits this device (default)",

@@ -23,9 +23,8 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from edged.atomic_files import (
     replace_link,
@@ -37,84 +36,18 @@ from edged.atomic_files import (
 )
 from edged.build_lock import lock_build
 from edged.errors import BuildError, EngineMismatchError, EngineRefusedError
-from edged.latency import LatencyCurve
-from edged.recipe import MODEL_NAME, InputSpec, OutputSpec, Precision, explain
+from edged.manifest import Manifest, parse_manifest
+from edged.recipe import MODEL_NAME
 
-MANIFEST_VERSION = 1
 BUILT = "built"
 GOLDEN_FILE = "golden.npz"
 """Beside an engine: ``in:<name>`` as the model takes it, ``out:<name>`` as it was verified."""
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Verdict(_Strict):
-    """What verification found on the held-out split."""
-
-    passed: bool
-    samples: int
-    metrics: Mapping[str, float]
-    """E.g. ``fp32_top1``, ``engine_top1``, ``agreement``, ``sqnr_db``."""
-    reasons: tuple[str, ...] = ()
-    """Why it did not pass, a sentence each."""
-
-
-class Manifest(_Strict):
-    """All that serving needs to know of an engine."""
-
-    manifest_version: Literal[1] = 1
-    model: Annotated[str, Field(pattern=MODEL_NAME)]
-    key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """Digest over everything the engine was built from (sources, options, runtime, device)."""
-    created: str
-    """UTC, ISO 8601."""
-    runner: Literal["onnx", "tensorrt"]
-    fingerprint: Mapping[str, str]
-    """What the engine is bound to; must equal the device's own to be loaded."""
-    file: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    precision: Precision
-    notes: tuple[str, ...] = ()
-    """What an operator should know, a sentence each: why it is not another precision."""
-    asked: str = ""
-    """The precision that was asked for, ``auto`` or one of them."""
-    slo_batch: int = 0
-    """Batch size at which precisions were compared; 0 in a manifest of an earlier version."""
-    stages: Mapping[str, str] = {}
-    """Keys of the stages that it was made in: ``normalised``, ``quantized``, ``engine-...``."""
-    sources: Mapping[str, str]
-    """sha256 of the model, the calibration set, ranges.json and the recipe."""
-    input: tuple[InputSpec, ...]
-    output: tuple[OutputSpec, ...]
-    max_batch: Annotated[int, Field(ge=1)]
-    warm_sizes: tuple[int, ...]
-    slo_ms: float
-    refuse_nonfinite: bool = False
-    """Whether a sample whose outputs hold NaN or infinity is answered with an error."""
-    freshness: Literal["all", "latest"] = "all"
-    """Whether every request counts, or of each source the latest one that waits."""
-    latency_ms: Mapping[str, float]
-    """Batch size -> milliseconds when it was built; serving measures again at warm-up."""
-    shorter_latency_ms: Mapping[str, Mapping[str, float]] = {}
-    """Of inputs of variable length: padded length -> the same at that length; `latency_ms` is for
-    the largest one."""
-    quantized: tuple[str, ...]
-    """Names of the layers with Q/DQ on both inputs; the runtime may still compute one in float."""
-    verdict: Verdict
-
-    @property
-    def curve(self) -> LatencyCurve:
-        """The latency curve that was measured at build, for the largest length."""
-        return LatencyCurve.measured((int(b), ms / 1e3) for b, ms in self.latency_ms.items())
 
 
 class Engine(BaseModel):
     """An installed engine: its manifest and where its file lies."""
 
     model_config = ConfigDict(frozen=True)
-
     manifest: Manifest
     path: Path
     """The engine file."""
@@ -206,7 +139,7 @@ class EngineStore:
             raise EngineRefusedError(
                 f"manifest of {model!r} cannot be read ({getattr(err, 'strerror', 'no UTF-8')})"
             ) from err
-        manifest = _parse_manifest(model, text)
+        manifest = parse_manifest(model, text)
         return Engine(manifest=manifest, path=folder / manifest.file)
 
     def usable(self, model: str, fingerprint: Mapping[str, str]) -> Engine:
@@ -377,24 +310,3 @@ def _prune(parent: Path, *, own: bool = False) -> None:
         elif own:
             with contextlib.suppress(OSError):
                 path.unlink()
-
-
-def _parse_manifest(model: str, text: str) -> Manifest:
-    try:
-        document: Any = json.loads(text)
-        version = document.get("manifest_version") if isinstance(document, dict) else None
-        if version != MANIFEST_VERSION:
-            raise EngineRefusedError(
-                f"manifest of {model!r} has version {version!r}, this edged reads "
-                f"{MANIFEST_VERSION}; build the engine again"
-            )
-        manifest = Manifest.model_validate(document)
-    except ValidationError as err:
-        raise EngineRefusedError(f"manifest of {model!r} is not valid: {explain(err)}") from err
-    except ValueError as err:
-        raise EngineRefusedError(f"manifest of {model!r} is not JSON: {err}") from err
-    if manifest.model != model:
-        raise EngineRefusedError(
-            f"manifest in the folder of {model!r} is of {manifest.model!r}; build the engine again"
-        )
-    return manifest

@@ -123,7 +123,8 @@ class Result(Event):
     samples: int
     latency_ms: float
     outputs: dict[str, Any] = field(default_factory=dict)
-    """Values by output name where there are at most 256 of them, else null."""
+    """Values by output name where there are at most 256 of them, else null; post-processed ones as
+    ``classes``, ``detections`` or ``texts``."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class Summary(Event):
     errors: int
     samples: int
     classes: dict[str, int]
-    """Index of the best class -> samples."""
+    """Index or label of the best class -> samples; of a detector, label -> detections."""
     mean_confidence: float | None
     """Mean probability of the best class; None without a classification."""
     least_confidence: float | None

@@ -13,6 +13,7 @@ import numpy as np
 from edged.client import Endpoint, InferClient, Result, image_message, tensor_message
 from edged.client.messages import Array
 from edged.errors import EdgedError, ReplyError
+from edged.postprocess.answer import documents, meaning_of
 from edged.sample_file import SampleFile, read_sample_file
 
 _MAX_LINES = 20
@@ -72,7 +73,9 @@ def run(
         )
         with InferClient(options.endpoint) as client:
             result = _ask(client, options, sample)
-            classes = {} if options.raw else _ask_classes(client, options, sample, result)
+            meant = meaning_of(result.outputs) is not None
+            asks = not (options.raw or meant)
+            classes = _ask_classes(client, options, sample, result) if asks else {}
     except ReplyError as error:
         print(f"edged infer: {error.code} (status {error.status}): {error.message}", file=err)
         return 1
@@ -134,6 +137,8 @@ def _text(options: InferOptions, result: Result, classes: dict[str, list[list[st
     by = f", by {result.device}" if result.device else ""
     took = f"{result.latency_s * 1e3:.1f} ms"
     lines = [f"{options.model}{version}: {took}, in a batch of {batch}{by}"]
+    if not options.raw and meaning_of(result.outputs) is not None:
+        return lines + _meant(documents(result.outputs))
     for name, data in result.outputs.items():
         lines.append(f"{name}: {data.dtype} {list(data.shape)}")
         if options.raw:
@@ -143,6 +148,35 @@ def _text(options: InferOptions, result: Result, classes: dict[str, list[list[st
         if len(classes.get(name, ())) > _MAX_LINES:
             lines.append(f"  and {len(classes[name]) - _MAX_LINES} more; --json prints all")
     return lines
+
+
+def _meant(samples: list[Any]) -> list[str]:
+    """Post-processed outputs, sample by sample."""
+    lines = []
+    for number, found in enumerate(samples[:_MAX_LINES]):
+        if isinstance(found, dict):
+            lines.append(f"  sample {number}: {found['text']!r} ({_digits(found['confidence'])})")
+        elif found and "box" in found[0]:
+            lines.append(f"  sample {number}: {len(found)} found")
+            lines += [f"    {_scored(entry)} at {_corners(entry['box'])}" for entry in found]
+        else:
+            lines.append(f"  sample {number}: " + (", ".join(map(_scored, found)) or "0 found"))
+    if len(samples) > _MAX_LINES:
+        lines.append(f"  and {len(samples) - _MAX_LINES} more; --json prints all")
+    return lines
+
+
+def _scored(entry: dict[str, Any]) -> str:
+    return f"{entry.get('label', 'class ' + str(entry['class']))} ({_digits(entry['score'])})"
+
+
+def _digits(score: float | None) -> str:
+    return "?" if score is None else f"{score:.4g}"
+
+
+def _corners(box: list[float]) -> str:
+    left, top, right, bottom = box
+    return f"({left:g}, {top:g}) to ({right:g}, {bottom:g})"
 
 
 def _readable(item: str) -> str:
@@ -166,6 +200,8 @@ def _json(options: InferOptions, result: Result, classes: dict[str, list[list[st
         "parameters": dict(result.parameters),
         "outputs": outputs,
     }
+    if meaning_of(result.outputs) is not None:
+        document["results"] = documents(result.outputs)
     return [json.dumps(document)]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from edged.home_assistant import HomeAssistant
 from edged.metrics import Metrics
+from edged.postprocess.answer import only_derived
 from edged.protocol import JSON, Topics
 from edged.report.pipeline import ReportLine
 from edged.report.policy import Answered
@@ -61,7 +62,8 @@ class Observers:
         if reports is not None and reports.wants(outcome.model):
             took_ms = round((time.monotonic() - outcome.received) * 1e3, 3)
             what = (outcome.model, outcome.id, status, outcome.samples)
-            reports.answered(Answered(time.time(), *what, took_ms, outcome.outputs))
+            outputs = only_derived(outcome.outputs)
+            reports.answered(Answered(time.time(), *what, took_ms, outputs))
 
     def look(self, connection: int, models: Sequence[str], devices: Sequence[str]) -> None:
         """What serves at the moment, on a connection that stands; on the main thread."""

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edged.errors import BadImageError, UnsupportedContentTypeError
+from edged.image_frame import ImageFrame, letterboxed, stretched
 
 Array = npt.NDArray[np.generic]
 Pixels = npt.NDArray[np.uint8]
@@ -58,13 +59,29 @@ def decode_image(
     height: int,
     width: int,
     max_pixels: int = MAX_PIXELS,
+    fill: int | None = None,
 ) -> Pixels:
+    """The pixels that `decode_framed` gives."""
+    return decode_framed(
+        data, mode=mode, height=height, width=width, max_pixels=max_pixels, fill=fill
+    )[0]
+
+
+def decode_framed(
+    data: bytes | memoryview,
+    *,
+    mode: Literal["L", "RGB"],
+    height: int,
+    width: int,
+    max_pixels: int = MAX_PIXELS,
+    fill: int | None = None,
+) -> tuple[Pixels, ImageFrame]:
     """Decodes one PNG or JPEG, converted to ``mode`` and resized to ``height`` x ``width``.
 
     An image of another size is resized with Pillow's bilinear filter, which averages when it makes
-    an image smaller; the aspect ratio is not kept. A JPEG more than twice as large as needed is
-    decoded at 1/2, 1/4 or 1/8 of its size first. Alpha is dropped, and an EXIF orientation is not
-    applied. Grey is ITU-R 601-2 luma, ``0.299 R + 0.587 G + 0.114 B``.
+    an image smaller; the aspect ratio is kept only with ``fill``. A JPEG more than
+    twice as large as needed is decoded at 1/2, 1/4 or 1/8 of its size first. Alpha is dropped, and
+    an EXIF orientation is not applied. Grey is ITU-R 601-2 luma, ``0.299 R + 0.587 G + 0.114 B``.
 
     Args:
         data: the encoded image.
@@ -72,9 +89,11 @@ def decode_image(
         height: rows of the result.
         width: columns of the result.
         max_pixels: larger images are refused by their header, before any pixel is decoded.
+        fill: grey of what is beside the image, which then lies in the middle with its aspect ratio
+            kept (letterbox); None: the image is stretched over all of it.
 
     Returns:
-        uint8 ``[height, width, channels]``.
+        uint8 ``[height, width, channels]``, and how the image lies in it.
 
     Raises:
         BadImageError: no PNG or JPEG, truncated or damaged, too large, animated, or of a pixel
@@ -85,12 +104,10 @@ def decode_image(
     try:
         with pillow.open(io.BytesIO(data), formats=_FORMATS) as image:
             _check_header(image, max_pixels)
+            source = image.size
             if image.width > 2 * width and image.height > 2 * height:
                 image.draft(mode, (2 * width, 2 * height))  # JPEG only; PNG ignores it
-            pixels = _convert(image, mode)
-            if pixels.size != (width, height):
-                pixels = pixels.resize((width, height), pillow.Resampling.BILINEAR)
-            return np.array(pixels, dtype=np.uint8).reshape(height, width, len(mode))
+            return _fitted(_convert(image, mode), source, (width, height), fill)
     except BadImageError:
         raise
     except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as err:
@@ -108,6 +125,24 @@ def decode_image(
             f"the image of {len(data)} bytes is truncated or damaged ({err}); send it again, "
             "complete"
         ) from err
+
+
+def _fitted(
+    image: Any, source: tuple[int, int], target: tuple[int, int], fill: int | None
+) -> tuple[Pixels, ImageFrame]:
+    """An image, as large as its source or reduced, in a size of width and height."""
+    frame, size = stretched(source, target), target
+    if fill is not None:
+        frame, size = letterboxed(source, target)
+    if image.size != size:
+        image = image.resize(size, _pillow().Resampling.BILINEAR)
+    channels = len(image.getbands())
+    pixels = np.array(image, dtype=np.uint8).reshape(size[1], size[0], channels)
+    if size == target:
+        return pixels, frame
+    whole = np.full((target[1], target[0], channels), fill, np.uint8)
+    whole[frame.top : frame.top + size[1], frame.left : frame.left + size[0]] = pixels
+    return whole, frame
 
 
 def _check_header(image: Any, max_pixels: int) -> None:

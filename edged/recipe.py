@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -23,8 +22,16 @@ from pydantic import (
     model_validator,
 )
 
-from edged.build_options import CalibrateOptions, QuantizeOptions, VerifyOptions
+from edged.build_options import (
+    CalibrateOptions,
+    EngineOptions,
+    QuantizeOptions,
+    VerifyOptions,
+)
 from edged.errors import ConfigError
+from edged.postprocess import Options, OutputForm, Postprocessor, prepare
+from edged.postprocess.options import LISTS
+from edged.settings_section import Section
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -41,11 +48,7 @@ Datatype = Literal[
 """Fixed-size datatypes of the Open Inference Protocol V2."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class ModelInfo(_Strict):
+class ModelInfo(Section):
     """``[model]``: which file, and where it comes from."""
 
     description: str = ""
@@ -60,7 +63,7 @@ class ModelInfo(_Strict):
     """Whether the recipe's shapes and a free batch axis replace those that the file declares."""
 
 
-class LengthSpec(_Strict):
+class LengthSpec(Section):
     """``[input.length]``: marks one axis of an input whose length differs between requests.
 
     The entry of ``shape`` at this axis is the largest length, ``max_length``.
@@ -77,7 +80,7 @@ class LengthSpec(_Strict):
     mask_datatype: Datatype = "INT64"
 
 
-class InputSpec(_Strict):
+class InputSpec(Section):
     """``[[input]]``: one input as a request carries it, and how it becomes the model's.
 
     ``model input = (sample * scale + offset)`` as float32, then transposed. scale and offset are
@@ -90,6 +93,10 @@ class InputSpec(_Strict):
     """One sample as a request carries it, without the batch axis; every entry >= 1."""
     image: Literal["none", "L", "RGB"] = "none"
     """Pixel mode, when a PNG or JPEG may be sent instead: shape is then height, width, channels."""
+    fit: Literal["stretch", "letterbox"] = "stretch"
+    """How an image of another size becomes this one: stretched, or with its aspect ratio kept."""
+    fill: Annotated[int, Field(ge=0, le=255)] = 114
+    """Grey beside an image whose aspect ratio is kept."""
     scale: tuple[float, ...] | None = None
     """None with offset None: the sample goes into the model as it is."""
     offset: tuple[float, ...] | None = None
@@ -99,11 +106,14 @@ class InputSpec(_Strict):
     """None: all samples have this shape."""
 
     @model_serializer(mode="wrap")
-    def _without_length(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Left out where there is none, so that digests over an input stay what they were."""
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Left out where they say nothing, so that digests over an input stay what they were."""
         document: dict[str, Any] = handler(self)
         if self.length is None:
             document.pop("length", None)
+        if self.fit == "stretch":
+            document.pop("fit", None)
+            document.pop("fill", None)
         return document
 
     @field_validator("scale", "offset", mode="before")
@@ -127,6 +137,8 @@ class InputSpec(_Strict):
             raise ValueError(
                 f"transpose {list(self.transpose)} is no order of the {len(self.shape)} sample axes"
             )
+        if self.fit != "stretch" and self.image == "none":
+            raise ValueError(f'fit = "{self.fit}" is for images: set image = "L" or "RGB"')
         wanted = {"L": 1, "RGB": 3}.get(self.image)
         if wanted and (len(self.shape) != 3 or channels != wanted or self.datatype != "UINT8"):
             raise ValueError(
@@ -179,6 +191,11 @@ class InputSpec(_Strict):
         )
 
     @property
+    def letterbox(self) -> int | None:
+        """Grey beside an image, None where images are stretched."""
+        return self.fill if self.fit == "letterbox" else None
+
+    @property
     def sample_bytes(self) -> int:
         """Bytes of one sample as a request carries it."""
         return math.prod(self.shape) * DTYPES[self.datatype].itemsize
@@ -210,7 +227,7 @@ DTYPES: dict[str, np.dtype[np.generic]] = {
 """numpy dtypes of `Datatype`."""
 
 
-class OutputSpec(_Strict):
+class OutputSpec(Section):
     """``[[output]]``: one output of the model, and what its entries are called."""
 
     name: str
@@ -244,64 +261,7 @@ class OutputSpec(_Strict):
         return self
 
 
-Precision = Literal["int8", "fp16", "fp32"]
-"""What the linear layers of an engine compute in."""
-
-WantedPrecision = Literal["auto", "int8", "fp16", "fp32"]
-"""``auto``: whichever is measured to be the fastest of those that keep their accuracy."""
-
-
-class EngineOptions(_Strict):
-    """``[engine]``: how the engine is built and batched."""
-
-    precision: WantedPrecision = "auto"
-    fallback: bool = True
-    """Whether the next precision is taken where an engine cannot be had in this one."""
-    fp16_rest: bool = True
-    """INT8 on TensorRT: whether what is not INT8 runs in FP16 instead of FP32."""
-    aux_streams: Annotated[int, Field(ge=0, le=16)] = 0
-    """Streams on which TensorRT may run independent layers besides the main one."""
-    workspace_mib: Annotated[int, Field(ge=1)] | None = None
-    """Scratch memory that TensorRT's layers may use, in MiB; None: from the free memory."""
-    max_batch: Annotated[int, Field(ge=1, le=1024)] = 16
-    opt_batch: Annotated[int, Field(ge=1)] | None = None
-    """Batch size that TensorRT tunes its kernels for; None: the middle of 1 and max_batch."""
-    batch_sizes: tuple[int, ...] = ()
-    """Sizes that are warmed and measured; empty: powers of two up to max_batch, and max_batch."""
-    slo_ms: Annotated[float, Field(gt=0, le=3_600_000)] = 1000.0
-    """Deadline of a request that brings none, from its arrival."""
-    refuse_nonfinite: bool = False
-    """Whether a sample whose outputs hold NaN or infinity is answered with an error."""
-    freshness: Literal["all", "latest"] = "all"
-    """Whether every request counts, or of each source the latest one that waits."""
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> EngineOptions:
-        if any(not 1 <= n <= self.max_batch for n in self.batch_sizes):
-            raise ValueError(
-                f"batch_sizes {list(self.batch_sizes)} must lie within 1 and max_batch "
-                f"{self.max_batch}"
-            )
-        if self.opt_batch is not None and self.opt_batch > self.max_batch:
-            raise ValueError(
-                f"opt_batch {self.opt_batch} is above max_batch {self.max_batch}: a profile needs "
-                "1 <= opt_batch <= max_batch"
-            )
-        if self.precision == "auto" and not self.fallback:
-            raise ValueError(
-                'fallback = false needs a precision: "int8", "fp16" or "fp32", not "auto"'
-            )
-        return self
-
-    @property
-    def warm_sizes(self) -> tuple[int, ...]:
-        """Batch sizes to warm and to measure, ascending, 1 and max_batch always among them."""
-        powers = {2**n for n in range(self.max_batch.bit_length())}
-        sizes = set(self.batch_sizes) or {n for n in powers if n <= self.max_batch}
-        return tuple(sorted(sizes | {1, self.max_batch}))
-
-
-class Recipe(_Strict):
+class Recipe(Section):
     """A whole recipe; ``name`` and ``folder`` come from where it lies."""
 
     name: Annotated[str, Field(pattern=MODEL_NAME)]
@@ -313,6 +273,13 @@ class Recipe(_Strict):
     calibrate: CalibrateOptions = CalibrateOptions()
     quantize: QuantizeOptions = QuantizeOptions()
     verify: VerifyOptions = VerifyOptions()
+    postprocess: Options | None = None
+    """What is made of the outputs before they are answered; None: they are answered as they are."""
+
+    @model_validator(mode="after")
+    def _postprocess_fits(self) -> Recipe:
+        postprocessor(self.postprocess, self.input, self.output)
+        return self
 
     @model_validator(mode="after")
     def _one_image(self) -> Recipe:
@@ -345,6 +312,24 @@ class Recipe(_Strict):
         return self.folder / self.model.file
 
 
+def postprocessor(
+    options: Options | None, inputs: Sequence[InputSpec], outputs: Sequence[OutputSpec]
+) -> Postprocessor | None:
+    """What runs a declaration; None where there is none.
+
+    Raises:
+        ValueError: it does not fit the model's outputs.
+    """
+    if options is None:
+        return None
+    forms = {spec.name: OutputForm(spec.shape, spec.labels, spec.length_axis) for spec in outputs}
+    image = next((spec.shape for spec in inputs if spec.image != "none"), None)
+    try:
+        return prepare(options, forms, None if image is None else (image[0], image[1]))
+    except ValueError as err:
+        raise ValueError(f"postprocess: {err}") from err
+
+
 def load_recipe(folder: Path) -> Recipe:
     """Reads ``folder/recipe.toml``; the folder's name is the model's.
 
@@ -361,10 +346,39 @@ def load_recipe(folder: Path) -> Recipe:
         ) from err
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
         raise ConfigError(f"{path} is not valid TOML: {err}") from err
+    _read_lists(document, folder)
     try:
         return Recipe.model_validate({**document, "name": folder.name, "folder": folder})
     except ValidationError as err:
         raise ConfigError(f"{path}: {explain(err)}") from err
+
+
+def _read_lists(document: dict[str, Any], folder: Path) -> None:
+    """Puts the lines of files that ``[postprocess]`` names where lists are.
+
+    Raises:
+        ConfigError: a file cannot be read, or the list is there as well.
+    """
+    table = document.get("postprocess")
+    if not isinstance(table, dict):
+        return
+    for field, wanted in LISTS.items():
+        name = table.get(field)
+        if not isinstance(name, str) or not name:
+            continue
+        if table.get(wanted):
+            raise ConfigError(
+                f"{folder / 'recipe.toml'}: postprocess has {wanted} and {field}; give one of them"
+            )
+        try:
+            text = (folder / name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as err:
+            raise ConfigError(
+                f"{folder / 'recipe.toml'}: postprocess.{field} {str(folder / name)!r} cannot be "
+                f"read ({getattr(err, 'strerror', 'no UTF-8')}); it must have a line for each entry"
+            ) from err
+        # By line feeds only: dictionaries of recognisers hold other line separators as characters.
+        table[wanted] = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 def explain(err: ValidationError) -> str:

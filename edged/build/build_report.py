@@ -20,8 +20,8 @@ from edged.build.peaks import measure_peaks
 from edged.build.plan import PlanLayer
 from edged.build.precision import Variant
 from edged.build.work import intensity, linear_work, operators
-from edged.engine_store import Manifest
 from edged.errors import EdgedError
+from edged.manifest import Manifest
 
 if TYPE_CHECKING:
     from edged.build.graphs import Quantized

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from edged.build.dataset import Dataset, load_dataset
 from edged.build.identity import sha256, source_digests
+from edged.build_options import WantedPrecision
 from edged.errors import BuildError, BuildStoppedError, ConfigError, EngineError, EngineRefusedError
-from edged.recipe import MODEL_NAME, Recipe, WantedPrecision, load_recipe
+from edged.recipe import MODEL_NAME, Recipe, load_recipe
 
 Progress = Callable[[str, float], None]
 """Called with a sentence and the share of the build that is done, 0 to 1."""

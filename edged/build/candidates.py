@@ -20,8 +20,8 @@ from edged.build.precision import Variant
 from edged.build.stages import Stages
 from edged.build.target import CACHE_FILE, Made, Order, Target, plan_job
 from edged.build.verify import check_float
-from edged.engine_store import Verdict
 from edged.errors import BuildError
+from edged.manifest import Verdict
 from edged.runners import Runner, run_batch
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from edged.build.dataset import SampleBatch, model_inputs
 from edged.build.lengths import ByLength, one_by_one, without_padding
 from edged.build.verify import PADDING, Comparison, judge
 from edged.build_options import VerifyOptions
-from edged.engine_store import Verdict
+from edged.manifest import Verdict
 from edged.recipe import Recipe
 from edged.runners import Array
 from edged.runners.onnx import FloatGraph

@@ -335,7 +335,13 @@ class _Images:
         height, width, _ = self._item.shape
         mode: Any = self._item.image
         try:
-            return decode_image(path.read_bytes(), mode=mode, height=height, width=width)
+            return decode_image(
+                path.read_bytes(),
+                mode=mode,
+                height=height,
+                width=width,
+                fill=self._item.letterbox,
+            )
         except (EdgedError, OSError) as err:
             raise BuildError(f"{path}: {err}") from err
 

@@ -68,6 +68,8 @@ def recipe_digest(recipe: Recipe) -> str:
         mode="json",
         exclude={"name": True, "folder": True, "model": {"description", "source", "license"}},
     )
+    if recipe.postprocess is None:  # digests of recipes without it stay what they were
+        document.pop("postprocess")
     return sha256(json.dumps(document, sort_keys=True).encode())
 
 

@@ -11,8 +11,9 @@ from edged.build.identity import sha256
 from edged.build.outcome import Outcome
 from edged.build.report_page import page
 from edged.build.target import CACHE_FILE, ENGINE_FILES, LOG_FILE
-from edged.engine_store import GOLDEN_FILE, Manifest
+from edged.engine_store import GOLDEN_FILE
 from edged.latency import LatencyCurve
+from edged.manifest import Manifest
 
 REPORT_FILE = "report.json"
 PAGE_FILE = "report.html"
@@ -55,6 +56,7 @@ def manifest_of(outcome: Outcome, key: str) -> Manifest:
         slo_ms=engine.slo_ms,
         refuse_nonfinite=engine.refuse_nonfinite,
         freshness=engine.freshness,
+        postprocess=recipe.postprocess,
         latency_ms=_milliseconds(curve),
         shorter_latency_ms=shorter,
         quantized=outcome.quantized,

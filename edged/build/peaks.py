@@ -19,7 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from edged.build.plan import TypedGraphs
 from edged.build.precision import Variant
 from edged.build.target import Bench, Order, Target
-from edged.recipe import EngineOptions, InputSpec, ModelInfo, OutputSpec, Recipe
+from edged.build_options import EngineOptions
+from edged.recipe import InputSpec, ModelInfo, OutputSpec, Recipe
 from edged.runners import run_batch
 
 _ROUNDS = 7

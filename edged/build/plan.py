@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from edged.build_options import Precision
 from edged.errors import BuildError
-from edged.recipe import InputSpec, Precision
+from edged.recipe import InputSpec
 from edged.runners import input_specs
 
 

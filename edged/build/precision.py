@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
 
+from edged.build_options import EngineOptions, Precision
 from edged.errors import BuildError, BuildStoppedError, EngineError, EngineRefusedError
-from edged.recipe import EngineOptions, Precision
 
 T = TypeVar("T")
 

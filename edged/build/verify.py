@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edged.build_options import VerifyOptions
-from edged.engine_store import Verdict
 from edged.errors import BuildError
+from edged.manifest import Verdict
 
 Array = npt.NDArray[np.generic]
 

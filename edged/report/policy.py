@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edged.events import Result, Summary
+from edged.postprocess.answer import Said, documents, meaning_of, said
 from edged.report_settings import ReportSettings
 
 Array = npt.NDArray[np.generic]
@@ -55,6 +57,16 @@ class _Sum:
     samples: int = 0
     classes: Counter[str] = field(default_factory=Counter)
     confidences: list[float] = field(default_factory=lambda: [0.0, 0.0, 1.0])  # number, sum, least
+
+    def add(self, said: Said) -> None:
+        """One sample."""
+        for name in said.classes:
+            known = name in self.classes or len(self.classes) < MOST_CLASSES
+            self.classes[name if known else "other"] += 1
+        if said.confidence is not None:
+            count, total, least = self.confidences
+            chance = said.confidence
+            self.confidences = [count + 1, total + chance, min(least, chance)]
 
 
 class ResultPolicies:
@@ -137,9 +149,13 @@ class ResultPolicies:
 
     def _changed(self, answered: Answered) -> bool:
         """Whether the last sample's answer differs from the one before it."""
-        if not answered.outputs:
+        outputs = answered.outputs
+        if not outputs:
             return False
-        seen = tuple(_gist(rows[-1]) for _, rows in sorted(answered.outputs.items()) if len(rows))
+        if meaning_of(outputs) is None:
+            seen = tuple(_gist(rows[-1]) for _, rows in sorted(outputs.items()) if len(rows))
+        else:
+            seen = said(outputs)[-1].gist
         before, self._last[answered.model] = self._last.get(answered.model), seen
         return seen != before
 
@@ -148,17 +164,16 @@ class ResultPolicies:
         entry.requests += 1
         entry.errors += not answered.outputs
         entry.samples += answered.samples
+        if meaning_of(answered.outputs) is not None:
+            for each in said(answered.outputs):
+                entry.add(each)
+            return
         rows = _classified(answered.outputs)
         if rows is None:
             return
-        for number in rows.argmax(axis=1).tolist():
-            known = str(number) in entry.classes or len(entry.classes) < MOST_CLASSES
-            entry.classes[str(number) if known else "other"] += 1
-        best = rows.max(axis=1)
-        count, total, least = entry.confidences
-        entry.confidences = [
-            count + len(best), total + float(best.sum()), min(least, float(best.min())),
-        ]  # fmt: skip
+        best = zip(rows.argmax(axis=1).tolist(), rows.max(axis=1).tolist(), strict=True)
+        for number, chance in best:
+            entry.add(Said((), (str(number),), chance))
 
 
 def result(answered: Answered) -> Result:
@@ -170,19 +185,32 @@ def result(answered: Answered) -> Result:
         status=answered.status,
         samples=answered.samples,
         latency_ms=answered.latency_ms,
-        outputs={
-            name: rows.tolist() if rows.size <= RESULT_VALUES else None
-            for name, rows in answered.outputs.items()
-        },
+        outputs=_told(answered.outputs),
     )
+
+
+def _told(outputs: Mapping[str, Array]) -> dict[str, Any]:
+    meaning = meaning_of(outputs)
+    if meaning is not None:
+        found = documents(outputs)
+        entries = sum(len(entry) if isinstance(entry, list) else 1 for entry in found)
+        return {meaning: found if entries <= RESULT_VALUES else None}
+    return {
+        name: rows.tolist() if rows.size <= RESULT_VALUES else None
+        for name, rows in outputs.items()
+    }
 
 
 def confidence(outputs: Mapping[str, Array]) -> float | None:
     """Probability of the best class of the least certain sample; None without a classification.
 
-    Of the outputs, by name, the first with floating values and at least two of them a sample
-    counts. Values that are no distribution are taken for logits (softmax).
+    Post-processed outputs have a confidence of their own, which counts where something was found.
+    Of a model's own outputs, by name, the first with floating values and at least two of them a
+    sample counts. Values that are no distribution are taken for logits (softmax).
     """
+    if meaning_of(outputs) is not None:
+        found = [each.confidence for each in said(outputs) if each.confidence is not None]
+        return min(found, default=None)
     rows = _classified(outputs)
     return None if rows is None or not len(rows) else float(rows.max(axis=1).min())
 

@@ -28,7 +28,9 @@ from edged.errors import (
     UnknownModelError,
     UnsupportedContentTypeError,
 )
-from edged.preprocess import decode_image
+from edged.image_frame import ImageFrame
+from edged.postprocess import Postprocessor
+from edged.preprocess import decode_framed
 from edged.recipe import MODEL_NAME, InputSpec, OutputSpec
 from edged.serve.request import Arrival, Priority, ReplyTo, Request
 from edged.serve.request_inputs import check_inputs, describe
@@ -54,6 +56,10 @@ class ModelSpec(Protocol):
     @property
     def output(self) -> tuple[OutputSpec, ...]:
         """Every output, in the order of the answer."""
+
+    @property
+    def postprocessor(self) -> Postprocessor | None:
+        """What makes further outputs of these, or None."""
 
     @property
     def slo_ms(self) -> float:
@@ -165,7 +171,7 @@ class Decoder:
         reply_to = reply_to or self.reply_to(arrival)
         self._check_envelope(arrival)
         asked, model = self._model(arrival)
-        body, binary = _parse_body(arrival, model)
+        body, binary, frame = _parse_body(arrival, model)
         inputs = check_inputs(body, model.input)
         if (samples := inputs.samples) > self._limits.max_request_samples:
             raise PayloadTooLargeError(
@@ -182,10 +188,11 @@ class Decoder:
             received=arrival.received,
             reply_to=reply_to,
             receipt=arrival.receipt,
-            outputs=choices_of(body, model.output, binary=binary),
+            outputs=choices_of(body, model.output, model.postprocessor, binary=binary),
             source=_source(arrival.user, asked) if model.freshness == "latest" else "",
             length=inputs.length,
             unpadded=inputs.unpadded,
+            frame=frame,
         )
 
     def _reply_topic_v3(self, asked: protocol.RequestTopic) -> str:
@@ -275,11 +282,14 @@ class Decoder:
 # ------------------------------------------------------------------ the body
 
 
-def _parse_body(arrival: Arrival, model: ModelSpec) -> tuple[v2.InferRequest, bool]:
-    """The body, and whether outputs that do not say come in binary form."""
+def _parse_body(
+    arrival: Arrival, model: ModelSpec
+) -> tuple[v2.InferRequest, bool, ImageFrame | None]:
+    """The body, whether outputs that do not say come in binary form, and where an image lies."""
     form = _form(arrival)
     if form in {protocol.PNG, protocol.JPEG}:
-        return _parse_image(arrival, model, form), False
+        body, frame = _parse_image(arrival, model, form)
+        return body, False, frame
     text = arrival.user.get(protocol.HEADER_LENGTH)
     if text is not None and not _COUNT.fullmatch(text):
         raise BadHeaderError(
@@ -287,7 +297,7 @@ def _parse_body(arrival: Arrival, model: ModelSpec) -> tuple[v2.InferRequest, bo
             "bytes, as a decimal number"
         )
     length = None if text is None else int(text)
-    return v2.parse_request(arrival.payload, length), length is not None
+    return v2.parse_request(arrival.payload, length), length is not None, None
 
 
 def _form(arrival: Arrival) -> str:
@@ -315,7 +325,9 @@ def _form(arrival: Arrival) -> str:
     )
 
 
-def _parse_image(arrival: Arrival, model: ModelSpec, form: str) -> v2.InferRequest:
+def _parse_image(
+    arrival: Arrival, model: ModelSpec, form: str
+) -> tuple[v2.InferRequest, ImageFrame]:
     spec = model.input[0]
     if len(model.input) != 1 or spec.image == "none":
         raise UnsupportedContentTypeError(
@@ -328,13 +340,13 @@ def _parse_image(arrival: Arrival, model: ModelSpec, form: str) -> v2.InferReque
             f"{protocol.CLASSIFICATION} {v2.show(text)} must be a whole number from 0 on"
         )
     height, width, _ = spec.shape
-    pixels = decode_image(arrival.payload, mode=spec.image, height=height, width=width)
-    return v2.InferRequest(
-        inputs=(v2.Tensor(spec.name, pixels[np.newaxis]),),
-        outputs=tuple(
-            v2.RequestedOutput(output.name, classes=int(text)) for output in model.output
-        ),
+    pixels, frame = decode_framed(
+        arrival.payload, mode=spec.image, height=height, width=width, fill=spec.letterbox
     )
+    asked: tuple[v2.RequestedOutput, ...] = ()
+    if int(text):
+        asked = tuple([v2.RequestedOutput(o.name, classes=int(text)) for o in model.output])
+    return v2.InferRequest((v2.Tensor(spec.name, pixels[np.newaxis]),), asked), frame
 
 
 # ------------------------------------------------------------------ parameters

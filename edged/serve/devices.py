@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from edged.backoff import Backoff
-from edged.engine_store import Manifest
 from edged.errors import DeviceLostError, EdgedError, EngineRefusedError
 from edged.events import DeviceFailed, DeviceRecovered, Event, ModelRefused, ModelUnloaded
 from edged.gpu_load import ProvenSource, all_sources
+from edged.manifest import Manifest
 from edged.metrics import Metrics
 from edged.serve.batch import WaitingRoom
 from edged.serve.crash_journal import CrashJournal

@@ -123,8 +123,9 @@ def _answer(
     version: str,
     labels: Mapping[str, Sequence[str]],
 ) -> Reply:
-    choices = outcome.choices or tuple(OutputChoice(name) for name in outcome.outputs)
-    missing = [choice.name for choice in choices if choice.name not in outcome.outputs]
+    outputs = outcome.outputs
+    choices = outcome.choices or tuple(OutputChoice(name) for name in outputs)
+    missing = [choice.name for choice in choices if choice.name not in outputs]
     if missing:
         raise _MissingOutputError(f"the engine gave no output {missing[0]!r}")
     payload, header_length = v2.write_response(
@@ -134,7 +135,7 @@ def _answer(
             id=outcome.id,
             parameters=_timings(outcome) | ({"status": protocol.OK} if to.json_only else {}),
             outputs=tuple(
-                _output(choice, outcome.outputs[choice.name], labels, json_only=to.json_only)
+                _output(choice, _filled(choice, outputs), labels, json_only=to.json_only)
                 for choice in choices
             ),
         )
@@ -166,6 +167,14 @@ def _output(
     if choice.classes:
         data = classify(data, choice.classes, labels.get(choice.name, ()))
     return v2.Tensor(choice.name, data, binary=choice.binary and not json_only)
+
+
+def _filled(choice: OutputChoice, outputs: Mapping[str, Array]) -> Array:
+    """An output without the entries that no sample fills; one stays, since V2 has no empty axis."""
+    data = outputs[choice.name]
+    if not choice.counted:
+        return data
+    return data[:, : max(1, int(outputs[choice.counted].max()))]
 
 
 def classify(data: Array, classes: int, labels: Sequence[str] = ()) -> Array:

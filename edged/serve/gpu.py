@@ -21,8 +21,10 @@ from threading import get_ident
 import numpy as np
 
 from edged.errors import DeviceFaultError, EdgedError, ExpiredError, SupersededError
+from edged.postprocess import Postprocessor
 from edged.recipe import InputSpec, OutputSpec
 from edged.runners import Completion, Runner
+from edged.serve.deriving import derive
 from edged.serve.request import Array, Batch, Part, Timings, Work
 from edged.staging import stage
 from edged.value import value
@@ -87,6 +89,7 @@ class Served:
         refuse_nonfinite: whether a sample whose outputs hold NaN or infinity is an error.
         version: of the engine, for the replies.
         outputs: of the model; those with a `length_axis` come with the inputs' padding.
+        postprocessor: what is made of them, or None.
     """
 
     def __init__(
@@ -97,11 +100,13 @@ class Served:
         refuse_nonfinite: bool = False,
         version: str = "",
         outputs: Sequence[OutputSpec] = (),
+        postprocessor: Postprocessor | None = None,
     ) -> None:
         self.runner = runner
         self.inputs = tuple(inputs)
         self.refuse_nonfinite = refuse_nonfinite
         self.version = version
+        self.postprocessor = postprocessor
         self.length_axes = {
             spec.name: spec.length_axis + 1 for spec in outputs if spec.length_axis is not None
         }
@@ -335,15 +340,16 @@ class Device:
         again: tuple[Part, ...],
     ) -> None:
         bad = nonfinite(outputs, batch.parts) if served.refuse_nonfinite else ()
+        made = derive(served.postprocessor, batch.parts, outputs)
         ended = Done(
             parts=tuple(part for part in batch.parts if part not in again),
-            outputs=outputs,
+            outputs=made.outputs,
             compute_s=result.service_s,
             started=result.started,
             samples=batch.samples,
             reason=batch.reason,
-            error=result.error,
-            nonfinite=bad,
+            error=result.error or made.error,
+            nonfinite=(*bad, *made.nonfinite),
             version=served.version,
             length_axes=served.length_axes,
         )

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from edged import preprocess, runners
-from edged.engine_store import Engine, EngineStore, Manifest, check_usable
+from edged.engine_store import Engine, EngineStore, check_usable
 from edged.errors import EdgedError, EngineMismatchError, EngineRefusedError
 from edged.events import ModelLoaded
 from edged.latency import LatencyCurve
+from edged.manifest import Manifest
 from edged.runners import Runner
 from edged.serve.golden import check_golden
 from edged.serve.gpu import Served
@@ -85,6 +86,7 @@ class ReadyModel:
                 refuse_nonfinite=self.manifest.refuse_nonfinite,
                 version=self.version,
                 outputs=self.manifest.output,
+                postprocessor=self.manifest.postprocessor,
             )
             for queue, (runner, _) in self.queues(device).items()
         }
@@ -365,6 +367,12 @@ def _shorter_lengths(manifest: Manifest) -> tuple[int, ...]:
     return next((spec.buckets[:-1] for spec in manifest.input if spec.length is not None), ())
 
 
+def _tensors(manifest: Manifest) -> tuple[object, ...]:
+    """What requests bring and may ask for."""
+    derived = manifest.postprocessor.names if manifest.postprocessor else ()
+    return manifest.input, manifest.output, derived
+
+
 def check_successor(old: ReadyModel, new: ReadyModel) -> None:
     """Whether a new engine can take over from the one that serves, whatever waits and runs.
 
@@ -372,7 +380,7 @@ def check_successor(old: ReadyModel, new: ReadyModel) -> None:
         EngineRefusedError: requests that wait could not be run by it, or not on each device.
     """
     name, before, after = new.manifest.model, old.manifest, new.manifest
-    if (before.input, before.output) != (after.input, after.output):
+    if _tensors(before) != _tensors(after):
         raise EngineRefusedError(
             f"the new engine of {name!r} takes or gives other tensors than the one that serves; "
             "restart the service to change over"

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edged.errors import EdgedError
+from edged.image_frame import ImageFrame
 from edged.value import identity, value
 
 Array = npt.NDArray[np.generic]
@@ -104,11 +105,14 @@ class OutputChoice:
         name: name of the output.
         binary: raw bytes after the header (True) or numbers in the JSON header (False).
         classes: 0, or answer the so many largest entries as ``value:index[:label]`` instead.
+        counted: output that says how many entries of each sample are filled, so that the rest is
+            left out; "": all are.
     """
 
     name: str
     binary: bool = True
     classes: int = 0
+    counted: str = ""
 
 
 @identity
@@ -129,6 +133,7 @@ class Request:
         source: a newer request of the same source takes this one's place; "": none does.
         length: of a model with inputs of variable length, what its samples are padded to; else 0.
         unpadded: the length that they have; else 0.
+        frame: how its image lies in the input, None where tensors were sent.
     """
 
     model: str
@@ -144,6 +149,7 @@ class Request:
     source: str = ""
     length: int = 0
     unpadded: int = 0
+    frame: ImageFrame | None = None
 
     @property
     def queue(self) -> str:

@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edged.engine_store import Manifest
 from edged.errors import BadParameterError
 from edged.latency import LatencyCurve
+from edged.manifest import Manifest
 from edged.simulate import arrivals as models
 from edged.simulate.arrivals import Arrivals, Cameras
 from edged.simulate.device import Device

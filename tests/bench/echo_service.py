@@ -20,6 +20,7 @@ from typing import Any, Literal
 from edged.daemon import SWITCH_INTERVAL_S
 from edged.latency import LatencyCurve
 from edged.metrics import Metrics
+from edged.postprocess import Postprocessor
 from edged.protocol import Topics
 from edged.recipe import InputSpec, OutputSpec
 from edged.serve.admit import Admission
@@ -48,6 +49,7 @@ class EchoModel:
     output = (OutputSpec(name="y", datatype="FP32", shape=(ENTRIES,)),)
     slo_ms = 60_000.0
     freshness: Literal["all", "latest"] = "all"
+    postprocessor: Postprocessor | None = None
 
 
 def service(port: int, journal: CrashJournal, *, leak: bool = False) -> BrokerLink:

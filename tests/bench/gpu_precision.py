@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 
 from edged.build.pipeline import BuildResult, build_model
+from edged.build_options import WantedPrecision
 from edged.errors import EdgedError
-from edged.recipe import WantedPrecision
 from edged.runners import Runner, load, run_batch, warm_up
 from tests.bench.gpu_networks import CLASSES, NETWORKS, Network, network_onnx
 

@@ -31,6 +31,7 @@ from edged.daemon import SWITCH_INTERVAL_S
 from edged.errors import EdgedError
 from edged.latency import LatencyCurve
 from edged.metrics import Metrics
+from edged.postprocess import Postprocessor
 from edged.protocol import HEADER_LENGTH, OCTET_STREAM, Topics
 from edged.recipe import InputSpec, OutputSpec
 from edged.runners import Runner, warm_up
@@ -86,6 +87,7 @@ class Model:
     """What the decoder asks of a model."""
 
     freshness: Any = "all"
+    postprocessor: Postprocessor | None = None
 
     def __init__(self, network: Network, slo_s: float) -> None:
         shape = (network.tokens, network.width)

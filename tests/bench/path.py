@@ -55,6 +55,7 @@ class PathModel:
         self.output = (OutputSpec(name="y", shape=(CLASSES,)),)
         self.slo_ms = 60_000.0
         self.freshness: Literal["all", "latest"] = "all"
+        self.postprocessor = None
 
 
 class RequestPath:

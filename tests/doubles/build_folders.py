@@ -14,8 +14,8 @@ import onnx
 from edged.build.build_run import open_build
 from edged.build.pipeline import BuildResult, build_for
 from edged.build.target import onnx_target
+from edged.build_options import WantedPrecision
 from edged.engine_store import EngineStore
-from edged.recipe import WantedPrecision
 from edged.runners.onnx import FloatGraph
 from tests.doubles.onnx_models import Array, mlp
 

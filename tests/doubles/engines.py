@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from edged.engine_store import EngineStore, Manifest, Verdict
+from edged.engine_store import EngineStore
+from edged.manifest import Manifest, Verdict
 from edged.recipe import InputSpec, LengthSpec, OutputSpec
 from edged.runners import fingerprint
 

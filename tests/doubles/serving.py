@@ -17,6 +17,7 @@ import numpy as np
 from edged import protocol
 from edged.latency import LatencyCurve
 from edged.metrics import Metrics
+from edged.postprocess import Postprocessor
 from edged.recipe import InputSpec, OutputSpec
 from edged.serve.admit import Admission
 from edged.serve.batch import WaitingRoom
@@ -54,6 +55,7 @@ class ScriptedModel:
     )
     slo_ms: float = 60_000.0
     freshness: Literal["all", "latest"] = "all"
+    postprocessor: Postprocessor | None = None
 
 
 def body(rows: object, **more: object) -> bytes:

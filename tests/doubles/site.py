@@ -16,9 +16,10 @@ from types import TracebackType
 from typing import Any, TypeVar, final
 
 from edged import protocol
-from edged.engine_store import Engine, EngineStore, Manifest, Verdict
+from edged.engine_store import Engine, EngineStore
 from edged.events import Event
 from edged.latency import LatencyCurve
+from edged.manifest import Manifest, Verdict
 from edged.metrics import Metrics
 from edged.recipe import InputSpec, OutputSpec
 from edged.runners import fingerprint

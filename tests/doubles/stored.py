@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from edged.engine_store import Engine, EngineStore, Manifest, Verdict
+from edged.engine_store import Engine, EngineStore
+from edged.manifest import Manifest, Verdict
 from edged.recipe import InputSpec, OutputSpec
 
 HERE = {"runner": "onnx", "arch": "here"}

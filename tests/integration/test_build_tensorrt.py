@@ -22,9 +22,9 @@ from edged.build.pipeline import BuildResult, build_for
 from edged.build.plan_process import BuildLimits
 from edged.build.precision import Variant
 from edged.build.target import Made, Order, Target, Tell, choose_target, plan_maker, why_no_tensorrt
+from edged.build_options import Precision
 from edged.engine_store import EngineStore
 from edged.errors import BuildError, BuildStoppedError, EngineRefusedError
-from edged.recipe import Precision
 from edged.runners import Runner, input_specs, output_specs
 from edged.runners.onnx import OnnxRunner
 from tests.doubles import onnx_models

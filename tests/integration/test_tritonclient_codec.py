@@ -11,6 +11,7 @@ import pytest
 from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
 from edged import protocol, v2
+from edged.postprocess import Postprocessor
 from edged.recipe import Datatype, InputSpec, OutputSpec
 from edged.serve.decode import Decoder
 from edged.serve.encode import encode
@@ -32,6 +33,7 @@ class Model:
     )
     slo_ms: float = 500.0
     freshness: Literal["all", "latest"] = "all"
+    postprocessor: Postprocessor | None = None
 
 
 def numbers(datatype: str, samples: int = 2) -> np.ndarray[Any, np.dtype[Any]]:

@@ -28,6 +28,7 @@ TENSOR = cast(
         output=(OutputSpec(name="y", shape=(3,)),),
         slo_ms=100.0,
         freshness="latest",
+        postprocessor=None,
     ),
 )
 IMAGE = cast(
@@ -37,6 +38,7 @@ IMAGE = cast(
         output=TENSOR.output,
         slo_ms=100.0,
         freshness="latest",
+        postprocessor=None,
     ),
 )
 MODELS = {"t": TENSOR, "i": IMAGE}

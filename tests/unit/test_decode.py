@@ -29,6 +29,7 @@ from edged.errors import (
     UnknownModelError,
     UnsupportedContentTypeError,
 )
+from edged.postprocess import Postprocessor
 from edged.recipe import InputSpec, OutputSpec
 from edged.serve.decode import Decoder, Limits, ModelSpec
 from edged.serve.request import Arrival, OutputChoice, Priority, Receipt
@@ -47,6 +48,7 @@ class Model:
     output: tuple[OutputSpec, ...]
     slo_ms: float = 500.0
     freshness: Literal["all", "latest"] = "all"
+    postprocessor: Postprocessor | None = None
 
 
 PAIR = Model(

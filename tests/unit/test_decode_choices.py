@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edged import protocol, v2
 from edged.errors import BadParameterError, BadShapeError, EdgedError, UnknownModelError
+from edged.postprocess import Postprocessor
 from edged.recipe import InputSpec, LengthSpec, OutputSpec
 from edged.serve.decode import Decoder
 from edged.serve.request import Arrival, Priority, Receipt, Request
@@ -29,6 +30,7 @@ class Model:
     output: tuple[OutputSpec, ...] = (OutputSpec(name="y", shape=(4,)),)
     slo_ms: float = 500.0
     freshness: Literal["all", "latest"] = "latest"
+    postprocessor: Postprocessor | None = None
 
 
 TOKENS = InputSpec(

@@ -14,8 +14,9 @@ import pytest
 from edged import doctor
 from edged.device import read_device
 from edged.doctor_line import Line
-from edged.engine_store import EngineStore, Manifest, Verdict
+from edged.engine_store import EngineStore
 from edged.errors import ConfigError
+from edged.manifest import Manifest, Verdict
 from edged.recipe import InputSpec, OutputSpec
 from edged.runners import fingerprint
 from edged.settings import BrokerSettings, PathSettings, ServeSettings, load_settings

@@ -10,7 +10,8 @@ import pytest
 
 from edged.build.identity import engine_key, engine_options
 from edged.build.precision import ladders
-from edged.recipe import EngineOptions, InputSpec, ModelInfo, OutputSpec, Recipe
+from edged.build_options import EngineOptions
+from edged.recipe import InputSpec, ModelInfo, OutputSpec, Recipe
 
 SOURCES = {"model": "a", "recipe": "b", "dataset": "c", "ranges": "d"}
 RUNTIME = {"runner": "tensorrt", "runtime": "tensorrt 10.3.0", "gpu": "Orin", "arch": "aarch64"}

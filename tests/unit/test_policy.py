@@ -109,6 +109,78 @@ def test_large_outputs_are_left_out_of_a_result() -> None:
     assert len(outputs["z"][0]) == 256
 
 
+def tops(label: str, score: float) -> Answered:
+    """A post-processed answer of a classifier: one sample, the best of two classes."""
+    outputs = {
+        "top_labels": np.array([[label.encode(), b"x"]], object),
+        "top_classes": np.array([[7, 8]]),
+        "top_scores": np.array([[score, 0.0]], np.float32),
+    }
+    return Answered(1.0, "m", "a", 200, 1, 2.0, outputs)
+
+
+def boxes(*found: tuple[str, float]) -> Answered:
+    """A post-processed answer of a detector: one sample, room for three boxes."""
+    outputs = {
+        "num_detections": np.array([len(found)]),
+        "detection_boxes": np.zeros((1, 3, 4), np.float32),
+        "detection_scores": np.zeros((1, 3), np.float32),
+        "detection_classes": np.zeros((1, 3), np.int64),
+        "detection_labels": np.full((1, 3), b"", object),
+    }
+    for at, (label, score) in enumerate(found):
+        outputs["detection_labels"][0, at] = label.encode()
+        outputs["detection_scores"][0, at] = score
+    return Answered(1.0, "m", "a", 200, 1, 2.0, outputs)
+
+
+def test_post_processed_answers_are_judged_by_their_scores() -> None:
+    """The best class's, or the least certain box's; where nothing was found there is none."""
+    rules = policies(results="uncertain", confidence_below=0.6)
+    answers = [tops("a", 0.7), tops("a", 0.5), boxes(("a", 0.9), ("b", 0.5)), boxes()]
+
+    assert [rules.reports(each, 0.5) for each in answers] == [False, True, True, False]
+
+
+def test_post_processed_answers_change_with_what_they_say() -> None:
+    """Another label, another number of boxes; not their order, nor their scores."""
+    rules = policies(results="changed")
+    answers = [
+        tops("a", 0.7), tops("a", 0.5), tops("b", 0.5),
+        boxes(("a", 0.9), ("b", 0.8)), boxes(("b", 0.9), ("a", 0.8)), boxes(("a", 0.9)),
+    ]  # fmt: skip
+
+    seen = [rules.reports(each, 0.5) for each in answers]
+
+    assert seen == [True, False, True, True, False, True]
+
+
+def test_a_summary_counts_labels() -> None:
+    """Of a classifier the best one, of a detector each box."""
+    rules = policies(results="summary")
+    for each in (tops("a", 0.75), boxes(("a", 0.5), ("b", 1.0)), boxes()):
+        rules.reports(each, 0.5)
+
+    (summary,) = rules.summaries(5.0, 10.0)
+
+    assert summary.classes == {"a": 2, "b": 1}
+    assert (summary.mean_confidence, summary.least_confidence) == (0.625, 0.5)
+
+
+def test_a_result_says_what_was_found() -> None:
+    """In a short form, and null where there is too much."""
+    assert result(tops("ä", 0.5)).outputs == {
+        "classes": [
+            [{"label": "ä", "class": 7, "score": 0.5}, {"label": "x", "class": 8, "score": 0.0}]
+        ]
+    }
+    assert result(boxes(("a", 0.5))).outputs == {
+        "detections": [[{"label": "a", "class": 0, "score": 0.5, "box": [0.0, 0.0, 0.0, 0.0]}]]
+    }
+    many = {name: np.repeat(rows, 200, axis=0) for name, rows in tops("a", 0.5).outputs.items()}
+    assert result(Answered(1.0, "m", "", 200, 200, 1.0, many)).outputs == {"classes": None}
+
+
 @given(
     arrays(
         st.sampled_from([np.float32, np.float16, np.int64, np.bool_]),

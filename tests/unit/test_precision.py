@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from edged.build.precision import Ladder, Variant, attempt_all, ladders
+from edged.build_options import EngineOptions
 from edged.errors import BuildError, BuildStoppedError, EngineError, EngineRefusedError
-from edged.recipe import EngineOptions
 
 MIXED, WIDE = Variant("int8", fp16_rest=True), Variant("int8", fp16_rest=True, wide=True)
 INT8, FP16, FP32 = Variant("int8"), Variant("fp16"), Variant("fp32")

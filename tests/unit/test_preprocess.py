@@ -17,7 +17,8 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from edged.errors import BadImageError
-from edged.preprocess import MAX_PIXELS, decode_image, into
+from edged.image_frame import ImageFrame
+from edged.preprocess import MAX_PIXELS, decode_framed, decode_image, into
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -158,6 +159,34 @@ def test_truncated_image_is_refused(kind: str) -> None:
     data = encoded(noise, kind)
     with pytest.raises(BadImageError, match="truncated or damaged"):
         decode_image(data[: len(data) // 2], mode="L", height=64, width=64)
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 20), (20, 40), (8, 8), (1, 300), (400, 200)])
+def test_a_letterboxed_image_keeps_its_aspect_ratio(width: int, height: int) -> None:
+    """It lies in the middle, as its frame says, with grey beside it; JPEG decodes smaller first."""
+    for kind in ("PNG", "JPEG"):
+        data = encoded(np.full((height, width), 255, np.uint8), kind)
+
+        pixels, frame = decode_framed(data, mode="RGB", height=32, width=32, fill=7)
+
+        across = slice(frame.left, frame.left + round(width * frame.scale_x))
+        down = slice(frame.top, frame.top + round(height * frame.scale_y))
+        assert (frame.width, frame.height) == (width, height)
+        assert (pixels[down, across] == 255).all()
+        assert (pixels == 255).sum() == pixels[down, across].size
+        assert set(np.unique(pixels)) <= {7, 255}
+        assert max(pixels[down, across].shape[:2]) == 32
+        assert abs(pixels[down, across].shape[1] - max(1, 32 * width / max(width, height))) <= 0.5
+
+
+def test_a_stretched_image_covers_all() -> None:
+    """Its frame has the scale of each axis."""
+    data = encoded(np.zeros((10, 40), np.uint8), "PNG")
+
+    pixels, frame = decode_framed(data, mode="L", height=20, width=20)
+
+    assert pixels.shape == (20, 20, 1)
+    assert frame == ImageFrame(40, 10, 0.5, 2.0)
 
 
 @given(

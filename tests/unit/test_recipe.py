@@ -9,17 +9,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from edged.build_options import CalibrateOptions, QuantizeOptions, VerifyOptions
+from edged.build_options import CalibrateOptions, EngineOptions, QuantizeOptions, VerifyOptions
 from edged.errors import ConfigError
-from edged.recipe import (
-    EngineOptions,
-    InputSpec,
-    LengthSpec,
-    ModelInfo,
-    OutputSpec,
-    Recipe,
-    load_recipe,
-)
+from edged.postprocess.options import ClassesOptions, CtcOptions, DetectionOptions
+from edged.recipe import InputSpec, LengthSpec, ModelInfo, OutputSpec, Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGEST = "0" * 64
@@ -146,6 +139,11 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "[quantize]": QuantizeOptions,
     "[verify]": VerifyOptions,
 }
+KINDS: dict[str, type[BaseModel]] = {
+    "classes": ClassesOptions,
+    "detection": DetectionOptions,
+    "ctc": CtcOptions,
+}
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -162,7 +160,17 @@ def test_docs_list_exactly_the_fields_of_each_section(section: str) -> None:
 def test_docs_have_every_section_of_a_recipe() -> None:
     """A new section of the recipe must be documented too."""
     known = {section.strip("[]") for section in SECTIONS}
-    assert known == set(Recipe.model_fields) - {"name", "folder"}
+    assert known == set(Recipe.model_fields) - {"name", "folder", "postprocess"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_docs_list_exactly_the_fields_of_each_kind_of_postprocessing(kind: str) -> None:
+    """docs/engines.md has one table for each kind."""
+    text = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
+    section = text.split("### `[postprocess]`\n", 1)[1].split("\n### ", 1)[0]
+    table = section.split(f'#### `kind = "{kind}"`\n', 1)[1].split("\n#### ", 1)[0]
+    rows = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert ["kind", *rows] == list(KINDS[kind].model_fields)
 
 
 def test_docs_list_the_fields_of_an_input_of_variable_length() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from edged.build.pipeline import build_model, verify_model
+from edged.build_options import Precision
 from edged.engine_store import EngineStore
-from edged.recipe import Precision
 from edged.runners import fingerprint, load, warm_up
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edged.build.pipeline import build_model
-from edged.recipe import Precision
+from edged.build_options import Precision
 from tests.doubles import digits
 from tests.doubles.broker import Mosquitto
 from tests.doubles.daemon import TOPICS, Daemon, wait_online
