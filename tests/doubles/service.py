@@ -39,6 +39,7 @@ def running_service(
     port: int,
     *,
     model: str = "digits",
+    recipe: str = "",
     before: Callable[[Path], None] = lambda _engines: None,
     **environment: str,
 ) -> Iterator[Endpoint]:
@@ -49,10 +50,13 @@ def running_service(
         host: the broker's.
         port: the broker's.
         model: a bundled model.
+        recipe: what is added to the end of its recipe.
         before: does something to the store before the service starts.
         environment: further variables, e.g. ``EDGED_SERVE__QUEUE_SAMPLES="4"``.
     """
     engines, calib = copy_model(model, folder)
+    with (engines / model / "recipe.toml").open("a", encoding="utf-8") as file:
+        file.write(recipe)
     build_model(model, engines=engines, calib=calib, precision="int8")
     before(engines)
     endpoint = Endpoint("edge", host, port)
