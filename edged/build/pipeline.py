@@ -28,7 +28,7 @@ from edged.build.memory import available_bytes, child_memory_bytes
 from edged.build.plan_process import BuildLimits
 from edged.build.precision import Found, Ladder, Variant, attempt_all, ladders
 from edged.build.stages import STAGES, Stages
-from edged.build.target import Target, choose_target, onnx_target
+from edged.build.target import Target, choose_target
 from edged.build_options import WantedPrecision
 from edged.device import dla_core
 from edged.engine_store import BUILT, Engine, EngineStore

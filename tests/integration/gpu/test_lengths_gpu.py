@@ -9,9 +9,9 @@ import pytest
 
 from edged.build.lengths import ByLength
 from edged.build.pipeline import build_model
+from edged.build_options import Precision
 from edged.engine_store import EngineStore
 from edged.errors import EngineRefusedError
-from edged.recipe import Precision
 from edged.runners import at_length, fingerprint, load, run_batch, warm_up
 from tests.doubles.variable_folders import BUCKETS, MOST, answer, draw, variable
 
