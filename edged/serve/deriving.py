@@ -75,3 +75,15 @@ def _parts_of(bad: Array, parts: Sequence[Part]) -> tuple[int, ...]:
     """Indices of the parts that have a bad sample."""
     ends = np.cumsum([part.samples for part in parts])
     return tuple(np.unique(np.searchsorted(ends, np.flatnonzero(bad), side="right")).tolist())
+
+
+def nonfinite(outputs: Mapping[str, Array], parts: Sequence[Part]) -> tuple[int, ...]:
+    """Indices of the parts whose rows hold NaN or infinity in any floating-point output."""
+    found, row = [], 0
+    for index, part in enumerate(parts):
+        rows = slice(row, row + part.samples)
+        row += part.samples
+        values = [array[rows] for array in outputs.values() if array.dtype.kind == "f"]
+        if not all(np.isfinite(value).all() for value in values):
+            found.append(index)
+    return tuple(found)

@@ -24,7 +24,7 @@ from edged.errors import DeviceFaultError, EdgedError, ExpiredError, SupersededE
 from edged.postprocess import Postprocessor
 from edged.recipe import InputSpec, OutputSpec
 from edged.runners import Completion, Runner
-from edged.serve.deriving import derive
+from edged.serve.deriving import derive, nonfinite
 from edged.serve.request import Array, Batch, Part, Timings, Work
 from edged.staging import stage
 from edged.value import value
@@ -390,15 +390,3 @@ def superseded(parts: tuple[Part, ...]) -> Done:
             "the latest one of each source (freshness)"
         ),
     )
-
-
-def nonfinite(outputs: Mapping[str, Array], parts: Sequence[Part]) -> tuple[int, ...]:
-    """Indices of the parts whose rows hold NaN or infinity in any floating-point output."""
-    found, row = [], 0
-    for index, part in enumerate(parts):
-        rows = slice(row, row + part.samples)
-        row += part.samples
-        values = [array[rows] for array in outputs.values() if array.dtype.kind == "f"]
-        if not all(np.isfinite(value).all() for value in values):
-            found.append(index)
-    return tuple(found)

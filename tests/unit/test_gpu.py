@@ -12,7 +12,8 @@ import pytest
 
 from edged.errors import ExpiredError
 from edged.runners import Array
-from edged.serve.gpu import Device, Done, Served, expired, nonfinite
+from edged.serve.deriving import nonfinite
+from edged.serve.gpu import Device, Done, Served, expired
 from edged.serve.request import Batch, Part, Timings, Work
 from tests.doubles.around_device import (
     INPUT,
