@@ -9,6 +9,7 @@ own (`ProvenSource`).
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib
 import math
@@ -21,15 +22,19 @@ ROOT = Path("/")
 MOVES = 0.1
 """A utilisation under load that exceeds the idle one by so much is taken to be a real one."""
 LOAD_PATHS = (
-    "sys/devices/platform/gpu.0/load",  # Orin, JetPack 5 and 6
-    "sys/devices/platform/bus@0/17000000.gpu/load",  # Orin, newer kernels
+    "sys/devices/platform/gpu.0/load",  # Orin, JetPack 6 and 7
+    "sys/devices/platform/bus@0/17000000.gpu/load",
     "sys/devices/platform/17000000.gpu/load",
-    "sys/devices/gpu.0/load",  # Xavier
+    "sys/devices/gpu.0/load",  # Xavier and Orin, JetPack 5
     "sys/devices/17000000.gv11b/load",
+    "sys/devices/17000000.ga10b/load",
 )
 """Utilisation in per mille; Thor has none of them."""
-DEVFREQ = ("17000000.gpu", "17000000.ga10b", "17000000.gv11b", "gpu-gpc-0")
-"""Names of the GPU's clock under ``/sys/class/devfreq``: Orin, Xavier, Thor."""
+CHIPS = ("gpu", "gv11b", "ga10b", "gb10b")
+"""One of them is in the name of the GPU's clock under ``/sys/class/devfreq``, as it is or as the
+device tree has it: Xavier's, Orin's, Thor's."""
+NO_GPU = "gpu-nvd"
+"""Thor's video engines, whose clock stands beside that of the graphics engines."""
 THERMAL = ("gpu-thermal", "gpu-therm")
 """Types of the GPU's thermal zone, in lower case."""
 THROTTLE_REASONS = {
@@ -141,43 +146,60 @@ class JetsonSource:
     """
 
     def __init__(self, root: Path = ROOT) -> None:
-        self._load = next((p for path in LOAD_PATHS if (p := root / path).is_file()), None)
-        self._zone = next(
-            (
-                zone
-                for zone in sorted(root.glob("sys/class/thermal/thermal_zone*"))
-                if (_text(zone / "type") or "").lower() in THERMAL
-            ),
-            None,
-        )
-        self._clock = next(
-            (p for name in DEVFREQ if (p := root / "sys/class/devfreq" / name).is_dir()), None
-        )
-        self._cooling = [
-            device
-            for device in sorted(root.glob("sys/class/thermal/cooling_device*"))
-            if "gpu" in (_text(device / "type") or "").lower()
-        ]
+        self._root = root
+        self._load: Path | None = None
+        self._zone: Path | None = None
+        self._clock: Path | None = None
+        self._alarms: list[Path] = []
+        self._probe()
+
+    def _probe(self) -> None:
+        """Looks for what is not found yet: a service may start before the GPU's driver."""
+        root = self._root
+        clocks = sorted(root.glob("sys/class/devfreq/*")) if self._clock is None else ()
+        self._clock = self._clock or next((p for p in clocks if _is_gpu(p)), None)
+        beside = [self._clock / "device/load"] if self._clock else []
+        paths = [*(root / path for path in LOAD_PATHS), *beside]
+        self._load = self._load or next((p for p in paths if p.is_file()), None)
+        zones = sorted(root.glob("sys/class/thermal/thermal_zone*")) if not self._zone else ()
+        self._zone = self._zone or next((z for z in zones if _kind(z / "type") in THERMAL), None)
+        if not self._alarms:
+            cooling = sorted(root.glob("sys/class/thermal/cooling_device*"))
+            self._alarms = [p / "cur_state" for p in cooling if "gpu" in _kind(p / "type")]
+            for sensor in sorted(root.glob("sys/class/hwmon/hwmon*")):
+                if _kind(sensor / "name") == "ina3221":
+                    self._alarms += sorted(sensor.glob("curr*_alarm"))
 
     @property
     def found(self) -> bool:
-        """Whether there is anything to read."""
-        return any((self._load, self._zone, self._clock, self._cooling))
+        """Whether this is a Jetson: there is something to read, or will be."""
+        known = any((self._load, self._zone, self._clock))
+        return known or (self._root / "etc/nv_tegra_release").is_file()
 
     def read(self) -> GpuLoad:
         """One look."""
-        load = _number(self._load)
+        if not (self._load and self._zone and self._clock and self._alarms):
+            self._probe()
         heat = _number(self._zone / "temp") if self._zone else None
-        states = [_number(device / "cur_state") for device in self._cooling]
+        states = [_number(alarm) for alarm in self._alarms]
         known = [state for state in states if state is not None]
         return GpuLoad(
             name="gpu.0",
-            utilisation=None if load is None else min(load / 1000, 1.0),
+            utilisation=self._utilisation(),
             temperature_c=None if heat is None else heat / 1000,
             trip_c=self._trip_c(),
             throttled=any(state > 0 for state in known) if known else None,
             low_power=self._held_back(),
         )
+
+    def _utilisation(self) -> float | None:
+        try:
+            text = self._load.read_text(encoding="utf-8", errors="replace") if self._load else ""
+            return min(float(text) / 1000, 1.0)
+        except ValueError:
+            return None
+        except OSError as err:  # its power rail is off
+            return 0.0 if err.errno in {errno.EAGAIN, errno.EINVAL} else None
 
     def _trip_c(self) -> float | None:
         """The lowest trip point at which something hard happens."""
@@ -338,6 +360,15 @@ def _ask(nvml: Any, question: str, *arguments: Any) -> Any:
         return getattr(nvml, question)(*arguments)
     except Exception:  # NVMLError, in as many classes as there are codes
         return None
+
+
+def _is_gpu(clock: Path) -> bool:
+    names = f"{clock.name} {_kind(clock / 'device/of_node/name')}"
+    return NO_GPU not in names and any(chip in names for chip in CHIPS)
+
+
+def _kind(path: Path) -> str:
+    return (_text(path) or "").rstrip("\0").lower()
 
 
 def _text(path: Path | None) -> str | None:

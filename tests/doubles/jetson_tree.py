@@ -1,8 +1,8 @@
 """The part of sysfs that says how a Jetson's GPU feels, one tree for each SoC, under a folder.
 
 Names and units are the kernel's: load in per mille, temperatures in thousandths of a degree,
-frequencies in hertz. The trees were written after what the boards' kernels show (Xavier: L4T 35,
-Orin: L4T 36, Thor: L4T 38); they have not been read from boards by this project.
+frequencies in hertz. The trees were written after what the boards' kernels show (JetPack 5: L4T 35,
+6: L4T 36, 7: L4T 38 and 39); they have not been read from boards by this project.
 """
 
 from __future__ import annotations
@@ -33,6 +33,21 @@ SOCS = {
     "xavier": Soc(
         "sys/devices/gpu.0/load", "17000000.gv11b", "GPU-therm", (114750000, 675750000, 1377000000)
     ),
+    "xavier-gv11b": Soc(
+        "sys/devices/17000000.gv11b/load", "17000000.gv11b", "GPU-therm", (114750000, 1377000000)
+    ),
+    "orin-jetpack5": Soc(
+        "sys/devices/gpu.0/load", "17000000.ga10b", "GPU-therm", (306000000, 1300500000)
+    ),
+    "orin-jetpack5-ga10b": Soc(
+        "sys/devices/17000000.ga10b/load", "17000000.ga10b", "GPU-therm", (306000000, 1300500000)
+    ),
+    "orin-beside-its-clock": Soc(
+        "sys/class/devfreq/17000000.gpu/device/load",
+        "17000000.gpu",
+        "gpu-thermal",
+        (306000000, 1020000000),
+    ),
     "orin": Soc(
         "sys/devices/platform/gpu.0/load",
         "17000000.gpu",
@@ -41,6 +56,12 @@ SOCS = {
     ),
     "orin-bus": Soc(
         "sys/devices/platform/bus@0/17000000.gpu/load",
+        "17000000.gpu",
+        "gpu-thermal",
+        (306000000, 612000000, 1020000000),
+    ),
+    "orin-platform": Soc(
+        "sys/devices/platform/17000000.gpu/load",
         "17000000.gpu",
         "gpu-thermal",
         (306000000, 612000000, 1020000000),
@@ -79,6 +100,11 @@ class JetsonTree:
         )
         clock = f"sys/class/devfreq/{self.soc.devfreq}"
         self._write({f"{clock}/available_frequencies": " ".join(map(str, self.soc.clocks))})
+        for other in ("gpu-nvd-0", "31000000.emc"):  # video engines, memory
+            self._write({f"sys/class/devfreq/{other}/available_frequencies": "1 2"})
+            self._write({f"sys/class/devfreq/{other}/max_freq": "1"})
+        sensor = "sys/class/hwmon/hwmon0"
+        self._write({f"{sensor}/name": "ina3221", f"{sensor}/curr1_crit_alarm": "0"})
         self.set_clock_limit(self.soc.clocks[-1])
         self.set_load(0)
         self.set_temperature(45.0)
@@ -96,6 +122,10 @@ class JetsonTree:
     def set_throttled(self, state: int) -> None:
         """State of the GPU's cooling device; 0: not throttled."""
         self._write({"sys/class/thermal/cooling_device1/cur_state": str(state)})
+
+    def set_overcurrent(self, state: int) -> None:
+        """Alarm of the board's current sensor."""
+        self._write({"sys/class/hwmon/hwmon0/curr1_crit_alarm": str(state)})
 
     def set_clock_limit(self, hertz: int) -> None:
         """Highest clock that the power mode allows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -43,11 +44,48 @@ def test_throttling_and_a_low_power_mode_are_seen(tmp_path: Path, soc: str) -> N
     tree = JetsonTree(tmp_path, soc)
     source = JetsonSource(tmp_path)
     tree.set_throttled(1)
-    tree.set_clock_limit(tree.soc.clocks[1])
+    tree.set_clock_limit(tree.soc.clocks[0])
 
     seen = source.read()
 
     assert (seen.throttled, seen.low_power) == (True, True)
+    tree.set_throttled(0)
+    assert not source.read().throttled
+    tree.set_overcurrent(1)
+    assert source.read().throttled
+
+
+def test_what_appears_after_the_start_is_found(tmp_path: Path) -> None:
+    """A service may start before the GPU's driver; a Jetson is known by its release file."""
+    release = tmp_path / "etc/nv_tegra_release"
+    release.parent.mkdir()
+    release.write_text("# R36 (release), REVISION: 4.0")
+    source = JetsonSource(tmp_path)
+    assert source.found
+    assert source.read() == GpuLoad("gpu.0")
+    JetsonTree(tmp_path, "orin").set_load(375)
+
+    seen = source.read()
+
+    assert (seen.utilisation, seen.temperature_c, seen.low_power) == (0.375, 45.0, False)
+
+
+def test_a_gpu_whose_power_rail_is_off_is_idle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its driver answers so by an error; any other error is not known."""
+    JetsonTree(tmp_path, "orin")
+    source = JetsonSource(tmp_path)
+    read = Path.read_text
+    for code, utilisation in ((errno.EAGAIN, 0.0), (errno.EINVAL, 0.0), (errno.EIO, None)):
+
+        def refuse(path: Path, code: int = code, **options: Any) -> str:
+            if path.name == "load":
+                raise OSError(code, "no")
+            return read(path, **options)
+
+        monkeypatch.setattr(Path, "read_text", refuse)
+        assert source.read().utilisation == utilisation
 
 
 def test_what_is_not_there_or_nonsense_is_unknown(tmp_path: Path) -> None:
