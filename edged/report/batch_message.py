@@ -5,7 +5,7 @@ from __future__ import annotations
 from edged import protocol
 from edged.control_plane import pack
 from edged.protocol import Topics
-from edged.report.control_link import Outgoing
+from edged.report.link_messages import Outgoing
 from edged.report.sending import Batch
 
 

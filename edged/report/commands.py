@@ -16,7 +16,7 @@ from edged.errors import BadParameterError, EdgedError, InternalError, UnknownCo
 from edged.events import json_bytes
 from edged.metrics import Metrics
 from edged.protocol import Topics, check_response_topic
-from edged.report.control_link import Incoming, Outgoing
+from edged.report.link_messages import Incoming, Outgoing
 
 log = logging.getLogger(__name__)
 

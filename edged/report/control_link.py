@@ -1,32 +1,33 @@
 """The connection to the control plane's broker: one MQTT session a connection, nothing kept in it.
 
-Every connection is a new paho client with a clean session: what waits for an acknowledgement is
-kept in the outbox and not in paho, certificates that were renewed are read again, and the retained
-desired document is delivered anew. One thread, ``uplink-net``, connects and reads; it hands over
-what comes and never waits for anybody.
+Every connection begins a clean session: what waits for an acknowledgement is kept in the outbox,
+certificates that were renewed are read again, and the retained desired document is delivered anew.
+One thread, ``uplink-net``, connects and reads; it hands over what comes and waits for nobody.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
-
-import paho.mqtt.client as paho
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
+from dataclasses import dataclass
 
 from edged.backoff import Backoff
-from edged.errors import ConfigError
+from edged.errors import BrokerError, BrokerProtocolError, ConfigError
 from edged.metrics import Metrics
-from edged.mqtt_client import new_client
+from edged.mqtt import codec, control, reason_codes
+from edged.mqtt.address import Address, open_stream
+from edged.mqtt.codec import PUBACK, PUBLISH
+from edged.mqtt.connection import Connection, Wake
+from edged.mqtt.control import CONNACK, DISCONNECT, PINGRESP, SUBACK, ConnAck, Connect, Will
+from edged.mqtt.in_flight import InFlight
+from edged.mqtt.keep_alive import KeepAlive
+from edged.report.link_messages import Change, Connected, Delivered, Incoming, Lost, Outgoing
 from edged.settings import BrokerSettings
-from edged.socket_loop import SocketLoop
+from edged.tls import client_context
 
 log = logging.getLogger(__name__)
 
@@ -34,82 +35,8 @@ MAX_INCOMING_BYTES = 16 * 1024 * 1024
 """Largest packet that the broker may send here. Far above what is read: a desired document that is
 too large is answered so, where brokers end the connection over a packet above this limit."""
 RECEIVE_MAXIMUM = 20
-
-
-@dataclass(frozen=True)
-class Incoming:
-    """One PUBLISH from the control plane. Nothing in it is trusted.
-
-    Attributes:
-        topic: its topic.
-        payload: its body.
-        retained: the broker sent it because it was retained.
-        response_topic: MQTT 5 Response Topic, "" if absent.
-        correlation: MQTT 5 Correlation Data, None if absent.
-    """
-
-    topic: str
-    payload: bytes
-    retained: bool = False
-    response_topic: str = ""
-    correlation: bytes | None = None
-
-
-@dataclass(frozen=True)
-class Outgoing:
-    """One PUBLISH of QoS 1 to the control plane.
-
-    Attributes:
-        topic: its topic.
-        payload: its body.
-        retain: whether the broker keeps it for later subscribers.
-        user: MQTT 5 user properties.
-        correlation: MQTT 5 Correlation Data, None for none.
-        content_type: MQTT 5 Content Type.
-    """
-
-    topic: str
-    payload: bytes
-    retain: bool = False
-    user: tuple[tuple[str, str], ...] = ()
-    correlation: bytes | None = None
-    content_type: str = "application/json"
-
-
-@dataclass(frozen=True)
-class Connected:
-    """A connection stands, and its subscriptions were granted.
-
-    Attributes:
-        epoch: number of the connection, from 1.
-        window: messages that the broker takes unacknowledged.
-        max_packet_bytes: largest packet that it takes; 0: it named none.
-        status: packet identifier of the status, which is on its way.
-    """
-
-    epoch: int
-    window: int
-    max_packet_bytes: int
-    status: int
-
-
-@dataclass(frozen=True)
-class Lost:
-    """The connection is gone."""
-
-    epoch: int
-
-
-@dataclass(frozen=True)
-class Delivered:
-    """The broker has answered a PUBLISH of ours with this reason code (MQTT 5, 3.4.2.1)."""
-
-    epoch: int
-    mid: int
-    code: int
-
-
-Change: TypeAlias = Connected | Lost | Delivered | Incoming
+LOOP_S = 1.0
+"""Keep-alive is looked at so often at least."""
 
 
 @dataclass(frozen=True)
@@ -131,17 +58,6 @@ class LinkOptions:
     status: Callable[[str, int], bytes]
 
 
-@dataclass
-class _Connection:
-    """What belongs to one connection."""
-
-    client: paho.Client
-    loop: SocketLoop
-    up: bool = False
-    early: list[Incoming] = field(default_factory=list)
-    """Brokers deliver what is retained before they say that the subscription stands."""
-
-
 class ControlLink:
     """Keeps up the connection until it is stopped.
 
@@ -158,8 +74,11 @@ class ControlLink:
         self._changed = changed
         self._metrics = metrics
         self.epoch = 0
-        self._lock = threading.Lock()  # which connection there is
-        self._connection: _Connection | None = None
+        self._lock = threading.Lock()  # the connection, and all that belongs to it
+        self._connection: Connection | None = None
+        self._wake = Wake()
+        self._keep_alive = KeepAlive(0, 0)
+        self._begin(None)
         self._said_down = False
         self._backoff = Backoff(options.broker.backoff_min_s, options.broker.backoff_max_s)
         self._stop = threading.Event()
@@ -170,11 +89,19 @@ class ControlLink:
         where = f"{self._options.broker.host}:{self._options.broker.port}"
         return f"<ControlLink {where} {state}, connection {self.epoch}>"
 
+    def _begin(self, connection: Connection | None) -> None:
+        self._connection = connection
+        self._granted: ConnAck | None = None
+        self._up = False
+        self._identifiers = InFlight()
+        self._sent: set[int] = set()
+        # Brokers deliver what is retained before they say that the subscription stands.
+        self._early: list[Incoming] = []
+
     @property
     def connected(self) -> bool:
         """Whether a connection stands."""
-        connection = self._connection
-        return connection is not None and connection.up
+        return self._up
 
     def start(self) -> None:
         """Starts to connect; returns at once."""
@@ -185,10 +112,7 @@ class ControlLink:
         farewell = self._options.status("offline", self.epoch)
         self.publish(Outgoing(self._options.status_topic, farewell, retain=True), self.epoch)
         self._stop.set()
-        with self._lock:
-            if self._connection is not None:
-                self._connection.client.disconnect()
-                self._connection.loop.wake()
+        self._wake.wake()
         if self.thread.is_alive():
             self.thread.join(timeout_s)
 
@@ -207,72 +131,124 @@ class ControlLink:
         """
         with self._lock:
             connection = self._connection
-            if connection is None or not connection.up or epoch != self.epoch:
+            if connection is None or not self._up or epoch != self.epoch:
                 return None
-            with connection.loop.lock:
-                info = connection.client.publish(
-                    message.topic, message.payload, 1, message.retain, _publish_properties(message)
-                )
-                connection.loop.write()
-        return info.mid if info.rc == paho.MQTT_ERR_SUCCESS else None
+            mid = self._put(connection, message)
+            with contextlib.suppress(OSError):  # the thread will find out
+                connection.flush()
+            if connection.unsent:
+                self._wake.wake()
+        return mid
+
+    def _put(self, connection: Connection, message: Outgoing) -> int:
+        packed = codec.encode_properties(
+            None, message.content_type, message.correlation, message.user
+        )
+        mid = self._identifiers.identifier()
+        size = len(message.payload)
+        try:
+            head = codec.encode_publish(message.topic, packed, size, mid=mid, retain=message.retain)
+        except ValueError:
+            self._identifiers.release(mid)
+            raise
+        self._sent.add(mid)
+        connection.put(head)
+        if size:
+            connection.put(message.payload)
+        return mid
 
     # -------------------------------------------------------------- the network thread
 
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                connection = self._connect()
-                connection.loop.exchange(lambda: None)
-            except (OSError, ConfigError) as err:
-                self._say_down(str(err) or type(err).__name__)
+                reason = self._exchange(self._connect())
+            except BrokerProtocolError as err:
+                self._say(control.encode_disconnect(err.reason))
+                reason = err.message
+            except (OSError, BrokerError, ConfigError) as err:
+                reason = str(err) or type(err).__name__
             except Exception as err:
                 self._metrics.count("callback_failures_total")
                 log.exception("the uplink's network loop failed; connecting anew")
-                self._say_down(type(err).__name__)
-            self._close()
+                reason = type(err).__name__
+            self._close(reason)
             if not self._stop.is_set():
                 chance = random.random()  # noqa: S311  # jitter, not a secret
                 self._stop.wait(self._backoff.pause_s(time.monotonic(), chance))
 
-    def _connect(self) -> _Connection:
-        options = self._options
-        client = new_client(options.broker, options.client_id)
-        connection = _Connection(client, SocketLoop(client))
-        client.on_connect = self._guarded(self._on_connect)
-        client.on_subscribe = self._guarded(self._on_subscribe)
-        client.on_message = self._guarded(self._on_message)
-        client.on_publish = self._guarded(self._on_publish)
+    def _connect(self) -> Connection:
         with self._lock:
             self.epoch += 1
-            self._connection = connection
-        will = _properties(PacketTypes.WILLMESSAGE)
-        will.WillDelayInterval = options.broker.will_delay_s
-        last_words = options.status("offline", self.epoch)
-        client.will_set(options.status_topic, last_words, qos=1, retain=True, properties=will)
-        properties = _properties(PacketTypes.CONNECT)
-        properties.ReceiveMaximum = RECEIVE_MAXIMUM
-        properties.MaximumPacketSize = MAX_INCOMING_BYTES
-        client.connect(
-            options.broker.host,
-            options.broker.port,
-            keepalive=options.broker.keepalive_s,
-            clean_start=True,
-            properties=properties,
-        )
+        settings = self._options.broker
+        stream = open_stream(_address(settings), settings.connect_timeout_s)
+        connection = Connection(stream, MAX_INCOMING_BYTES, self._wake)
+        with self._lock:
+            self._begin(connection)
+            connection.put(control.encode_connect(self._asked(settings)))
+        self._keep_alive = KeepAlive(settings.keepalive_s, time.monotonic())
         return connection
 
-    def _close(self) -> None:
+    def _asked(self, settings: BrokerSettings) -> Connect:
+        last_words = self._options.status("offline", self.epoch)
+        password = settings.password if settings.username is not None else None
+        return Connect(
+            self._options.client_id,
+            Will(self._options.status_topic, last_words, settings.will_delay_s),
+            keepalive_s=settings.keepalive_s,
+            receive_maximum=RECEIVE_MAXIMUM,
+            max_packet_bytes=MAX_INCOMING_BYTES,
+            username=settings.username,
+            password=password.get_secret_value() if password else None,
+            clean_start=True,
+        )
+
+    def _exchange(self, connection: Connection) -> str:
+        """Reads, writes and keeps alive until the connection ends; returns why it did."""
+        timeout_s = self._options.broker.connect_timeout_s
+        until = time.monotonic() + timeout_s
+        readable = False
+        while not self._stop.is_set():
+            with self._lock:
+                if ended := self._turn(connection, readable=readable):
+                    return ended
+            if not self._up and time.monotonic() > until:
+                return f"no answer within {timeout_s:g} s"
+            readable = connection.wait(min(LOOP_S, timeout_s))
+        self._say(control.encode_disconnect())
+        return "stopped"
+
+    def _turn(self, connection: Connection, *, readable: bool) -> str:
+        now = time.monotonic()
+        if readable:
+            self._keep_alive.received(now)
+            for first, body in connection.packets():
+                if ended := self._handle(connection, first, body):
+                    return ended
+        due = self._keep_alive.due(now)
+        if due == "ping":
+            connection.put(control.PINGREQ)
+        if connection.unsent and connection.flush():
+            self._keep_alive.sent(now)
+        return reason_codes.name(reason_codes.KEEP_ALIVE_TIMEOUT) if due == "dead" else ""
+
+    def _say(self, farewell: bytes) -> None:
+        with self._lock, contextlib.suppress(OSError):
+            if self._connection is not None and self._granted is not None:
+                self._connection.put(farewell)
+                self._connection.flush()
+
+    def _close(self, reason: str) -> None:
         with self._lock:
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                connection.loop.close()
-        if connection is not None and connection.up:
+            connection, was_up = self._connection, self._up
+            self._begin(None)
+        if connection is not None:
+            connection.close()
+        self._say_down(reason)
+        if was_up:
             if not self._stop.is_set():
                 self._metrics.count("uplink_losses_total")
-            self._say_down("connection lost")
             self._changed(Lost(self.epoch))
-        elif connection is not None:
-            self._say_down("it ended the connection before it had answered")
 
     def _say_down(self, reason: str) -> None:
         if not self._said_down and not self._stop.is_set():
@@ -284,37 +260,42 @@ class ControlLink:
                 reason,
             )
 
-    # -------------------------------------------------------------- callbacks
+    # -------------------------------------------------------------- packets, under the lock
 
-    def _guarded(self, callback: Callable[..., None]) -> Callable[..., None]:
-        """What a callback raises must not end the thread: it is logged and counted."""
+    def _handle(self, connection: Connection, first: int, body: memoryview) -> str:
+        """One packet; why the connection ends with it, else ""."""
+        kind = first & 0xF0
+        if self._granted is None and kind == CONNACK:
+            return self._on_connack(connection, control.decode_connack(body))
+        if self._granted is None or kind not in {PUBLISH, PUBACK, SUBACK, DISCONNECT, PINGRESP}:
+            raise BrokerProtocolError(
+                f"it sent a packet of type {first >> 4} out of turn", reason_codes.PROTOCOL_ERROR
+            )
+        if kind == PUBLISH:
+            self._on_publish(connection, first, body)
+        elif kind == PUBACK:
+            self._on_puback(*codec.decode_puback(body))
+        elif kind == SUBACK:
+            self._on_suback(connection, self._granted, *control.decode_suback(body))
+        elif kind == DISCONNECT:
+            return reason_codes.name(control.decode_disconnect(body))
+        return ""
 
-        def guarded(*args: Any) -> None:
-            try:
-                callback(*args)
-            except Exception:
-                self._metrics.count("callback_failures_total")
-                log.exception("%s failed", callback.__name__)
+    def _on_connack(self, connection: Connection, granted: ConnAck) -> str:
+        if granted.reason >= reason_codes.FAILURE:
+            return f"it refuses this client: {reason_codes.name(granted.reason)}"
+        self._granted = granted
+        if granted.keepalive_s is not None:
+            self._keep_alive = KeepAlive(granted.keepalive_s, time.monotonic())
+        mid = self._identifiers.identifier()
+        connection.put(control.encode_subscribe(mid, self._options.subscriptions))
+        return ""
 
-        return guarded
-
-    def _on_connect(
-        self, client: paho.Client, _userdata: object, _flags: paho.ConnectFlags,
-        reason: ReasonCode, properties: Properties | None,
-    ) -> None:  # fmt: skip
-        if reason.is_failure:
-            self._say_down(f"it refuses this client: {reason}")
-            client.disconnect()
-            return
-        self._window = getattr(properties, "ReceiveMaximum", 65535)
-        self._max_packet_bytes = getattr(properties, "MaximumPacketSize", 0)
-        client.subscribe([(topic, 1) for topic in self._options.subscriptions])
-
-    def _on_subscribe(
-        self, client: paho.Client, _userdata: object, _mid: int,
-        reasons: list[ReasonCode], _properties: Properties | None,
-    ) -> None:  # fmt: skip
-        refused = [str(reason) for reason in reasons if reason.is_failure]
+    def _on_suback(
+        self, connection: Connection, granted: ConnAck, mid: int, reasons: tuple[int, ...]
+    ) -> None:
+        self._identifiers.release(mid)
+        refused = [reason_codes.name(reason) for reason in reasons if reason >= 0x80]
         if refused:
             self._metrics.count("subscriptions_refused_total")
             log.error(
@@ -325,52 +306,48 @@ class ControlLink:
             )
         self._backoff.connected(time.monotonic())
         self._said_down = False
-        connection = self._connection
-        if connection is not None:
-            connection.up = True
-        status = self._options.status("online", self.epoch)
-        info = client.publish(self._options.status_topic, status, 1, retain=True)
+        self._up = True
+        online = self._options.status("online", self.epoch)
+        born = self._put(connection, Outgoing(self._options.status_topic, online, retain=True))
         log.info("connected to the control plane", extra={"connection": self.epoch})
-        self._changed(Connected(self.epoch, self._window, self._max_packet_bytes, info.mid))
-        for message in connection.early if connection is not None else ():
+        self._changed(
+            Connected(self.epoch, granted.receive_maximum, granted.max_packet_bytes, born)
+        )
+        for message in self._early:
             self._changed(message)
 
-    def _on_message(
-        self, client: paho.Client, _userdata: object, message: paho.MQTTMessage
-    ) -> None:
+    def _on_publish(self, connection: Connection, first: int, body: memoryview) -> None:
+        message = codec.decode_publish(first, body)
         # Acknowledged at once: what is retained comes again, an acknowledgement of the control
         # plane that is lost is given again, and a command must not run hours later.
-        client.ack(message.mid, message.qos)
-        properties = message.properties
+        if message.qos:
+            connection.put(codec.encode_puback(message.mid))
         incoming = Incoming(
             message.topic,
             bytes(message.payload),
             message.retain,
-            getattr(properties, "ResponseTopic", ""),
-            getattr(properties, "CorrelationData", None),
+            message.response_topic,
+            message.correlation,
         )
-        connection = self._connection
-        if connection is not None and not connection.up:
-            connection.early.append(incoming)
-        else:
+        if self._up:
             self._changed(incoming)
+        else:
+            self._early.append(incoming)
 
-    def _on_publish(
-        self, _client: paho.Client, _userdata: object, mid: int,
-        reason: ReasonCode, _properties: Properties | None,
-    ) -> None:  # fmt: skip
-        self._changed(Delivered(self.epoch, mid, reason.value))
-
-
-def _properties(packet: int) -> Properties:
-    return Properties(packet)  # type: ignore[no-untyped-call]  # paho has no types here
+    def _on_puback(self, mid: int, code: int) -> None:
+        if mid in self._sent:
+            self._sent.discard(mid)
+            self._identifiers.release(mid)
+            self._changed(Delivered(self.epoch, mid, code))
 
 
-def _publish_properties(message: Outgoing) -> Properties:
-    properties = _properties(PacketTypes.PUBLISH)
-    properties.ContentType = message.content_type
-    if message.user:
-        properties.UserProperty = list(message.user)
-    if message.correlation is not None:
-        properties.CorrelationData = message.correlation
-    return properties
+def _address(settings: BrokerSettings) -> Address:
+    """Where the broker listens; certificates are read anew.
+
+    Raises:
+        ConfigError: one cannot be read.
+    """
+    context = client_context(settings, "the broker or the uplink") if settings.tls else None
+    return Address(
+        settings.host, settings.port, settings.transport, context, settings.websocket_path
+    )

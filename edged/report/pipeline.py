@@ -25,7 +25,8 @@ from edged.metrics import Metrics
 from edged.protocol import Topics
 from edged.report.commands import Commands, Handlers
 from edged.report.configuration import Configuration, ConfigurationPorts
-from edged.report.control_link import ControlLink, Incoming, LinkOptions, Outgoing
+from edged.report.control_link import ControlLink, LinkOptions
+from edged.report.link_messages import Incoming, Outgoing
 from edged.report.outbox import Outbox
 from edged.report.policy import Answered
 from edged.report.reports import ReportPorts, Reports
@@ -257,6 +258,8 @@ class ReportLine:
 def connection(uplink: UplinkSettings, broker: BrokerSettings) -> BrokerSettings:
     """How to connect: as ``[broker]`` says, or to a broker of its own where ``uplink.host`` is."""
     names = ["keepalive_s", "connect_timeout_s", "backoff_min_s", "backoff_max_s"]
+    update: dict[str, object] = {}
     if uplink.host is not None:
         names += ["host", "port", "username", "password", "tls", "ca_file", "cert_file", "key_file"]
-    return broker.model_copy(update={name: getattr(uplink, name) for name in names})
+        update["transport"] = "tcp"
+    return broker.model_copy(update=update | {name: getattr(uplink, name) for name in names})

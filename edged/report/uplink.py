@@ -24,7 +24,7 @@ from edged.errors import BatchError, OutboxBusyError
 from edged.metrics import Metrics
 from edged.protocol import Topics
 from edged.report.batch_message import batch_message, encoding
-from edged.report.control_link import Change, Connected, Delivered, Incoming, Lost, Outgoing
+from edged.report.link_messages import Change, Connected, Delivered, Incoming, Lost, Outgoing
 from edged.report.outbox import Outbox
 from edged.report.sending import Awaiting, Batch, Pace, Verdict, parse_ack, split, verdict
 from edged.report.stream_gates import StreamGates

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 from edged.metrics import Metrics
-from edged.report.control_link import Connected, Delivered, Outgoing
+from edged.report.link_messages import Connected, Delivered, Outgoing
 from edged.report.sending import Batch
 from edged.report_settings import UplinkSettings
 

@@ -38,7 +38,7 @@ class Line:
         sections: settings, section by section.
     """
 
-    def __init__(self, folder: Path, broker: Address, **sections: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, broker: Address, /, **sections: dict[str, Any]) -> None:
         values: dict[str, dict[str, Any]] = {
             "device": {"name": TOPICS.device},
             "broker": {"host": broker.host, "port": broker.port},

@@ -45,12 +45,12 @@ def test_a_disk_that_is_slow_strands_no_backlog(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An outbox that does not answer in time is asked again; what it took late is sent as well."""
-    monkeypatch.setattr(outbox, "ANSWER_S", 0.05)
     with Mosquitto(tmp_path / "broker") as broker:
         broker.stop()
         with Line(tmp_path, broker, uplink={"replay_rate": 100}) as line:
             line.emit(*range(200))
             line.wait_stats(lambda s: s["event"]["rows"] == 200, "200 events in the outbox")
+            monkeypatch.setattr(outbox, "ANSWER_S", 0.05)
             broker.start()
             with Cloud(broker, TOPICS) as cloud:
                 cloud.wait_records("event", "stopping", 1)

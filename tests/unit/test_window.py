@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from edged.metrics import Metrics
-from edged.report.control_link import Connected, Delivered, Outgoing
 from edged.report.draft import Position, Row
+from edged.report.link_messages import Connected, Delivered, Outgoing
 from edged.report.sending import Batch
 from edged.report.window import MOST_WAITING, Window, wire_bytes
 from edged.report_settings import UplinkSettings
