@@ -46,12 +46,23 @@ def body(number: int) -> bytes:
 
 
 class Receiver:
-    """What came, without keeping it."""
+    """What came, without keeping it.
 
-    def __init__(self) -> None:
-        self.found: dict[str, Any] = {"records": 0, "bytes": 0, "duplicates": 0, "gaps": 0}
+    Args:
+        backlog: numbers up to this one were there before the connection.
+    """
+
+    def __init__(self, backlog: int) -> None:
+        self.found = {"records": 0, "bytes": 0, "duplicates": 0, "out_of_order": 0}
         self.late: list[float] = []
-        self._next = {"live": 0, "replayed": 0}
+        self._backlog = backlog
+        self._seen = bytearray(2 * backlog + 100_000)
+        self._last = 0
+
+    def missing(self) -> int:
+        """Numbers below the largest one that never came."""
+        came = self._seen.rindex(1)
+        return self._seen.count(0, 1, came)
 
     def batch(self, payload: bytes, encoding: str) -> dict[str, object]:
         """Takes a batch; its acknowledgement."""
@@ -63,19 +74,22 @@ class Receiver:
         found["bytes"] += len(payload)
         for record in batch["records"]:
             seq = record["seq"]
-            expected = self._next[mode]
-            if expected and seq != expected:
-                found["duplicates" if seq < expected else "gaps"] += 1
-            self._next[mode] = max(expected, seq + 1)
             found["records"] += 1
+            if self._seen[seq]:
+                found["duplicates"] += 1
+                continue
+            self._seen[seq] = 1
+            if seq <= self._backlog:
+                found["out_of_order"] += seq < self._last
+                self._last = seq
             if mode == "live":
                 self.late.append(now - record["time"])
         return ack
 
 
-def control_plane(host: str, port: int, told: Connection) -> None:
+def control_plane(host: str, port: int, told: Connection, backlog: int) -> None:
     """The control plane's process: answers each question with what it has found so far."""
-    receiver = Receiver()
+    receiver = Receiver(backlog)
     client = mqtt.Client(CallbackAPIVersion.VERSION2, "day", protocol=MQTTProtocolVersion.MQTTv5)
 
     def heard(client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
@@ -93,6 +107,7 @@ def control_plane(host: str, port: int, told: Connection) -> None:
     client.loop_stop()
     late = sorted(receiver.late)
     told.send({"p50": late[len(late) // 2], "p99": late[int(len(late) * 0.99)], "max": late[-1]})
+    told.send(receiver.missing())
 
 
 def store(line: Line, events: int) -> float:
@@ -113,7 +128,7 @@ def drain(line: Line, broker: Mosquitto, events: int, folder: Path) -> dict[str,
     assert outbox is not None
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(
-        target=control_plane, args=(broker.host, broker.port, theirs)
+        target=control_plane, args=(broker.host, broker.port, theirs, events)
     )
     process.start()
     assert ours.recv() == "subscribed"
@@ -128,15 +143,15 @@ def drain(line: Line, broker: Mosquitto, events: int, folder: Path) -> dict[str,
     thread = threading.Thread(target=come_in)
     thread.start()
     began = time.perf_counter()
-    found: dict[str, Any] = {"records": 0}
-    while found["records"] - live < events - LIVE_HZ:
+    found: dict[str, int] = {"records": 0, "duplicates": 0}
+    while found["records"] - found["duplicates"] - live < events - LIVE_HZ:
         time.sleep(0.5)
         ours.send("?")
         found = ours.recv()
     seconds = time.perf_counter() - began
     ending.set()
     thread.join()
-    while found["records"] < events + live:
+    while found["records"] - found["duplicates"] < events + live:
         time.sleep(0.1)
         ours.send("?")
         found = ours.recv()
@@ -145,17 +160,19 @@ def drain(line: Line, broker: Mosquitto, events: int, folder: Path) -> dict[str,
         time.sleep(0.1)
     after_s = time.perf_counter() - began - seconds
     ours.send("end")
-    late = ours.recv()
+    late, missing = ours.recv(), ours.recv()
     process.join(WAIT_S)
     return {
         "drained_in_s": round(seconds, 1),
         "replayed_per_s": round(events / seconds),
         "live_events": live,
         "live_late_s": {name: round(value, 3) for name, value in late.items()},
-        "received": found["records"],
         "sent_mb": round(found["bytes"] / 1e6, 1),
-        "gaps": found["gaps"],
+        "missing": missing,
+        "out_of_order": found["out_of_order"],
         "duplicates": found["duplicates"],
+        "connections_lost": line.metrics.total("uplink_losses_total"),
+        "sent_again_unacknowledged": line.metrics.total("uplink_resent_total"),
         "small_again_after_s": round(after_s, 1),
         "file_mb_afterwards": round(bytes_in(folder) / 1e6, 2),
     }

@@ -80,9 +80,13 @@ def test_every_test_says_what_should_happen() -> None:
     assert len(names) == len(set(names))
 
 
-def test_each_sentence_that_is_always_true_has_its_test() -> None:
-    """The tests that ARCHITECTURE.md names exist under exactly these names."""
-    section = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").split("## Always true")[1]
+@pytest.mark.parametrize(
+    ("page", "title"),
+    [("ARCHITECTURE.md", "## Always true"), ("docs/reporting.md", "## Bad days")],
+)
+def test_each_sentence_that_is_always_true_has_its_test(page: str, title: str) -> None:
+    """The tests that these pages name exist under exactly these names."""
+    section = (ROOT / page).read_text(encoding="utf-8").split(title)[1]
     named = set(re.findall(r"`(test_\w+)`", section))
     written = {t.name for p in MODULES if p.name.startswith("test_") for t in _tests(p)}
 

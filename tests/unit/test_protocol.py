@@ -17,6 +17,21 @@ def test_topics_stay_within_seven_slashes() -> None:
     assert TOPICS.reply_v3("m", "c", "r").count("/") == protocol.MAX_SLASHES
 
 
+def test_no_topic_has_more_than_seven_slashes() -> None:
+    """Neither any that is written nor any filter, whatever is added to `Topics`."""
+    made: list[str] = [*TOPICS.subscriptions, *TOPICS.uplink_subscriptions]
+    for name, member in vars(Topics).items():
+        if isinstance(member, property):
+            made += [value for value in [getattr(TOPICS, name)] if isinstance(value, str)]
+        elif callable(member) and not name.startswith(("_", "parse_")):
+            count = member.__code__.co_argcount - 1
+            made.append(getattr(TOPICS, name)(*["x"] * count))
+
+    assert TOPICS.root.count("/") == 1, "the longest root there may be"
+    assert {TOPICS.status, TOPICS.report("x"), TOPICS.ack, TOPICS.command("x")} <= set(made)
+    assert all(topic.count("/") <= protocol.MAX_SLASHES for topic in made)
+
+
 def test_request_topics_are_read_back() -> None:
     """What `infer` and `infer_v3` write, `parse_request` reads."""
     assert TOPICS.parse_request(TOPICS.infer("m")) == RequestTopic("m")

@@ -41,6 +41,10 @@ def document(version: int, **sections: Any) -> bytes:
     return json.dumps(desired_document(version, sections)).encode()
 
 
+class Death(BaseException):
+    """The process ends here."""
+
+
 class Device:
     """A configuration whose applications are noted."""
 
@@ -49,12 +53,19 @@ class Device:
         started, desired = settings_at_start(settings)
         self.applied: list[Settings] = []
         self.wrong: dict[str, str] = {}
+        self.dies = False
         self.configuration = Configuration(
             settings,
             started,
             desired,
-            ConfigurationPorts(self.applied.append, lambda _settings: self.wrong, dict),
+            ConfigurationPorts(self.apply, lambda _settings: self.wrong, dict),
         )
+
+    def apply(self, settings: Settings) -> None:
+        """Notes it, or dies."""
+        if self.dies:
+            raise Death
+        self.applied.append(settings)
 
     def keys(self) -> dict[str, str]:
         """What became of each setting."""
@@ -262,6 +273,40 @@ def test_what_cannot_be_kept_is_not_taken_over(tmp_path: Path) -> None:
 
     assert "cannot be kept" in refused.keys[0].reason
     assert device.configuration.effective.serve.drain_s == 3
+
+
+@pytest.mark.parametrize(
+    ("where", "kept"),
+    [("edged.report.desired_file.replace_file", 1), ("edged.report.desired_file.sync_folder", 2),
+     ("apply", 2)],
+)  # fmt: skip
+def test_death_at_any_moment_of_taking_over_leaves_one_document_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, kept: int
+) -> None:
+    """The next run begins with the old or the new one, and the retained copy brings it up to it."""
+    device = Device(tmp_path)
+    device.configuration.desire(document(1, serve={"drain_s": 1, "queue_samples": 11}))
+
+    def die(*_: object, **__: object) -> None:
+        raise Death
+
+    newer = document(2, serve={"drain_s": 2, "queue_samples": 22})
+    with monkeypatch.context() as dying:
+        if where == "apply":
+            device.dies = True
+        else:
+            dying.setattr(where, die)
+        with pytest.raises(Death):
+            device.configuration.desire(newer)
+
+    again = Device(tmp_path)
+    begun = again.configuration.effective.serve
+    assert (begun.drain_s, begun.queue_samples) == (kept, 11 * kept)
+    again.configuration.desire(newer)
+    serve = again.configuration.effective.serve
+    assert (serve.drain_s, serve.queue_samples) == (2, 22)
+    assert len(again.applied) == 2 - kept
+    assert set(again.keys().values()) == {"applied"}
 
 
 def test_secrets_are_masked(tmp_path: Path) -> None:
