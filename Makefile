@@ -69,9 +69,11 @@ bench-outbox: $(VENV)/.dev ## measure the outbox: rates, a day offline, a thousa
 	$(PY) -m tests.bench.outbox --folder .cache .cache/outbox.json
 
 .PHONY: bench-reporting
-bench-reporting: $(VENV)/.dev ## measure what reporting costs a request, a desired change, a backlog; JSON into .cache
+bench-reporting: $(VENV)/.dev ## measure what reporting costs a request, a desired change, a day offline; JSON into .cache
 	@mkdir -p .cache
-	$(PY) tests/bench/reporting.py .cache/reporting.json
+	$(PY) -m tests.bench.reporting_cost .cache/reporting_cost.json
+	$(PY) -m tests.bench.reporting .cache/reporting.json
+	$(PY) -m tests.bench.day_offline --folder .cache .cache/day_offline.json
 
 .PHONY: bench-chaos
 bench-chaos: $(VENV)/.dev ## kill -9 of daemon and broker under load, twenty times each, and a million requests' memory; JSON into .cache
