@@ -229,14 +229,14 @@ def test_correlation_data_above_the_limit_are_not_echoed(service: Service) -> No
 
 
 def test_every_code_has_a_case_here() -> None:
-    """All codes of the protocol are caused above, but for eight.
+    """All codes of the protocol are caused above, but for nine.
 
     ``bad_request`` is only a base, ``internal`` needs a fault of ours, ``device_fault`` a GPU,
     ``draining`` is in test_pipeline.py and in the end-to-end tests, and ``unknown_command`` in
-    test_control_plane.py. ``queue_full``, ``late`` and ``superseded`` need a busy device, which
-    test_pipeline.py holds.
+    test_control_plane.py. ``poison`` needs two deaths, as in test_poison.py. ``queue_full``,
+    ``late`` and ``superseded`` need a busy device, which test_pipeline.py holds.
     """
-    elsewhere = {"bad_request", "internal", "device_fault", "draining", "unknown_command"}
+    elsewhere = {"bad_request", "internal", "device_fault", "draining", "unknown_command", "poison"}
     elsewhere |= {"queue_full", "late", "superseded"}
     seen = {case[1] for case in CASES} | {case[1] for case in DEAD}
     assert seen == set(by_code()) - elsewhere
