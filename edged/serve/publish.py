@@ -31,12 +31,20 @@ class AckQueue:
 
     def connected(self, epoch: int) -> None:
         """A new connection: what was pending is void, the broker delivers it again."""
+        if epoch <= self.epoch:  # a receipt of it, or of a later one, was here first
+            return
         self.epoch = epoch
         self._next = 1
         self._finished.clear()
 
     def finished(self, receipt: Receipt) -> list[Receipt]:
-        """A request has ended; returns the receipts to acknowledge now, in order."""
+        """A request has ended; returns the receipts to acknowledge now, in order.
+
+        An arrival of a new connection may end before `connected` tells of it: with one of an
+        earlier connection that ends late, and that it repeats.
+        """
+        if receipt.epoch > self.epoch:
+            self.connected(receipt.epoch)
         if receipt.qos == 0 or receipt.epoch != self.epoch:
             return []
         heapq.heappush(self._finished, (receipt.order, receipt))

@@ -137,6 +137,21 @@ def test_a_delivery_of_something_else_is_no_end() -> None:
     assert link.take_said() == []
 
 
+def test_an_arrival_may_end_before_its_connection_is_told_of() -> None:
+    """Its acknowledgement is given, and `connected` does not void what came after it."""
+    acks = AckQueue()
+    acks.connected(1)
+
+    assert acks.finished(Receipt(2, 1, 7, 1)) == [Receipt(2, 1, 7, 1)]
+    acks.connected(2)
+    assert acks.finished(Receipt(1, 1, 7, 1)) == []
+    assert acks.finished(Receipt(2, 2, 8, 1)) == [Receipt(2, 2, 8, 1)]
+    assert acks.finished(Receipt(4, 1, 7, 1)) == [Receipt(4, 1, 7, 1)]
+    acks.connected(3)  # told of late, and gone already
+    acks.connected(4)
+    assert acks.finished(Receipt(4, 2, 8, 1)) == [Receipt(4, 2, 8, 1)]
+
+
 def test_ack_queue_says_what_it_waits_for() -> None:
     """The log shows the next number and how many wait behind it."""
     acks = AckQueue()
