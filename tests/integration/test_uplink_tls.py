@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +53,20 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def wait_listening(where: Plain, timeout_s: float = 20.0) -> None:
+    """Until somebody accepts there."""
+    until = time.monotonic() + timeout_s
+    while True:
+        try:
+            socket.create_connection((where.host, where.port), timeout=1).close()
+        except OSError:  # noqa: PERF203  # a few looks until it is there
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
 @pytest.fixture
 def tls_broker(keys: Path, tmp_path: Path) -> Iterator[tuple[Mosquitto, Plain]]:
     """A broker that asks for certificates, and its plain listener."""
@@ -63,6 +79,7 @@ def tls_broker(keys: Path, tmp_path: Path) -> Iterator[tuple[Mosquitto, Plain]]:
         f"listener {plain.port} {plain.host}",
     ]
     with Mosquitto(tmp_path / "broker", lines) as broker:
+        wait_listening(plain)  # it opens its listeners one after the other
         yield broker, plain
 
 
